@@ -1,2 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Builds the guest's initramfs from the agent and a kernel's modules
+#![doc = include_str!("../README.md")]
+
+pub mod compression;
+pub mod cpio;
+pub mod initramfs;
+pub mod modules;
+pub mod vmlinuz;
+
+#[cfg(test)]
+mod tests_support;

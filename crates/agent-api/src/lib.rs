@@ -1,2 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the host and the guest agent say to each other (ttrpc over vsock)
+#![doc = include_str!("../README.md")]
+
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+mod error;
+mod hello;
+
+pub use error::{AgentError, ErrorKind};
+pub use hello::{Hello, HelloError};
+
+/// Messages, client and server of `proto/agent.proto`, as generated.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    rustdoc::all,
+    clippy::all,
+    clippy::pedantic
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+}
+
+/// The messages of `proto/agent.proto`, where each field is explained.
+pub mod messages {
+    pub use crate::generated::agent::{
+        CheckRequest, CheckResponse, CloseStdinRequest, CloseStdinResponse, CreateContainerRequest,
+        CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
+        DeleteContainerRequest, DeleteContainerResponse, ResizeTerminalRequest,
+        ResizeTerminalResponse, ShutdownRequest, ShutdownResponse, SignalContainerRequest,
+        SignalContainerResponse, StartContainerRequest, StartContainerResponse,
+        WaitContainerRequest, WaitContainerResponse,
+    };
+}
+
+pub use generated::agent_ttrpc::{Agent, AgentClient, create_agent as methods};
+pub use ttrpc;
+
+/// The guest's vsock port on which the agent serves [`Agent`].
+pub const AGENT_PORT: u32 = 1024;
+
+/// The host's vsock port that the agent connects to once it serves: it writes one [`Hello`] line, and keeps the
+/// connection open for as long as it lives.
+pub const READY_PORT: u32 = 1023;
+
+/// The host's context identifier on vsock, as seen from the guest.
+pub const HOST_CID: u32 = 2;
+
+/// The virtio-fs tag that hosts give the share.
+pub const SHARE_TAG: &str = "share";
+
+/// Where the agent mounts the share. It is the bundle to which relative paths of a spec are relative.
+pub const SHARE_PATH: &str = "/run/coracle/share";
+
+/// A container's root file system in the share.
+pub const SHARE_ROOTFS: &str = "rootfs";
+
+/// The directory of the share in which volumes are numbered: `volumes/0`, `volumes/1`, and so on.
+pub const SHARE_VOLUMES: &str = "volumes";
+
+/// The most bytes of a [spec](messages::CreateContainerRequest::spec) that the agent takes.
+pub const SPEC_MAX: usize = 1 << 20;
+
+/// Makes a client of a stream that is connected to the agent: a vsock socket, or the Unix socket of a VMM that
+/// forwards to it after its handshake.
+///
+/// Calls on clones of the client share the connection and may be made at the same time: a pending
+/// [`AgentClient::wait_container`] does not hold up others. When the agent goes, pending calls fail.
+///
+/// # Errors
+///
+/// The process is out of descriptors.
+pub fn connect(stream: impl Into<OwnedFd>) -> ttrpc::Result<AgentClient> {
+    // The client closes the descriptor when its last clone is dropped.
+    let client = ttrpc::Client::new(stream.into().into_raw_fd())?;
+    Ok(AgentClient::new(client))
+}

@@ -1,2 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! OCI images and bundles to a sandbox plan and a guest specification
+#![doc = include_str!("../README.md")]
+
+mod beneath;
+pub mod digest;
+pub mod image;
+pub mod layer;
+pub mod plan;
+mod show;
+pub mod spec;
+pub mod store;
+mod tarball;
+pub mod tree_hash;
+pub mod unpack;
+pub mod user;
+pub mod volume;

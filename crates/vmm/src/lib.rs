@@ -1,2 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A lightweight virtual machine on KVM
+
+#![doc = include_str!("../README.md")]
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("only x86-64 hosts and guests are supported");
+
+mod bus;
+mod config;
+mod devices;
+mod ending;
+mod event_loop;
+mod exit;
+mod filters;
+mod jail;
+mod machine;
+pub mod role;
+mod vcpu;
+mod vm;
+
+pub use config::{Config, ConfigError, Share, Vsock};
+pub use devices::DeviceError;
+pub use event_loop::EventLoopError;
+pub use exit::{Exit, Fault};
+pub use filters::{FilterError, Filters, TooLong, VIOLATION_STATUS};
+pub use jail::{Jail, JailError, Root};
+pub use machine::KvmError;
+pub use vcpu::VcpuError;
+pub use vm::{RunningVm, Stopper, Vm, VmError};

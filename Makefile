@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# Everything that is done to this tree, by name. Each target installs what it lacks (Debian 12, root)
+# and redoes only what changed. Long logic is in lab/ (Rust), not here.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+TRIPLE := x86_64-unknown-linux-gnu
+TARGET := $(CURDIR)/target
+export CORACLE_CACHE ?= $(CURDIR)/.cache
+
+# How long each fuzz target runs, in seconds; which ones.
+T ?= 30
+FUZZ ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2)
+# A filter for `make e2e`, as cargo test takes it: make e2e TESTS="--test streams"
+TESTS ?= --test '*'
+# `release` for what is measured, `lab` for what is only tested.
+PROFILE ?= lab
+
+CARGO_FUZZ_VERSION := 0.13.2
+TARPAULIN_VERSION := 0.37.5
+
+LAB := $(TARGET)/lab/lab
+GUEST_TOOL := $(TARGET)/lab/coracle-guest
+GUEST := $(TARGET)/guest
+IMAGES := $(CORACLE_CACHE)/images
+CORACLE := $(TARGET)/$(PROFILE)/coracle
+AGENT := $(TARGET)/$(TRIPLE)/agent/coracle-agent
+
+# What runs virtual machines finds its parts by these variables: here, or handed into the lab.
+HERE := CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
+IN_LAB := --payload $(CORACLE) --payload $(GUEST) --payload $(IMAGES) \
+	--env CORACLE_BIN=/payload/coracle --env CORACLE_GUEST=/payload/guest \
+	--env CORACLE_IMAGES=/payload/images --env RUST_BACKTRACE=1
+
+# Static: they run where nothing else is.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent --target $(TRIPLE)
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: deps
+deps: ## Install the packages that the other targets need
+	@lab/deps.sh
+
+.PHONY: build
+build: guest ## Build everything: the runtime, the guest's files, the lab
+	@echo "runtime  $(CORACLE)"
+	@echo "guest    $(GUEST)"
+	@echo "lab      $(LAB)"
+
+.PHONY: programs
+programs: deps
+	@cargo build --profile lab -p coracle-lab -p coracle-guest --bin lab --bin coracle-guest
+	@$(STATIC) -p coracle-lab --bin lab-guest
+
+.PHONY: runtime
+runtime: deps
+	@cargo build --profile $(PROFILE) -p coracle
+
+.PHONY: guest
+guest: programs runtime ## Build the guest's kernel and initial file system
+	@$(STATIC) -p coracle-agent
+	@mkdir -p $(GUEST)
+	@kernel=$$($(LAB) kernel); \
+	$(GUEST_TOOL) vmlinux --vmlinuz "$$(echo "$$kernel"/boot/vmlinuz-*)" --output $(GUEST)/vmlinux; \
+	$(GUEST_TOOL) initramfs --agent $(AGENT) --modules "$$(echo "$$kernel"/lib/modules/*)" \
+		--output $(GUEST)/initramfs.cpio
+
+.PHONY: images
+images: programs ## Make the test images
+	@tests/images/build.sh $(IMAGES) $(LAB)
+
+.PHONY: lab
+lab: programs ## Prepare the lab, an emulated KVM host, and its snapshots
+	@$(LAB) prepare
+	@$(LAB) prepare --icount
+	@$(LAB) status
+
+.PHONY: shell
+shell: guest images ## Open a shell in the lab, with coracle and the images in /payload
+	@$(LAB) shell $(IN_LAB)
+
+.PHONY: demo
+demo: guest images ## Run a real image's container in a microVM and show what it cost
+	@cargo build --profile lab -p coracle-lab --bin demo
+	@place=$$($(LAB) host); echo "this runs: $$place"; \
+	if [ "$$place" = direct ]; then $(HERE) $(TARGET)/lab/demo; \
+	else $(LAB) run $(IN_LAB) --host-program -- $(TARGET)/lab/demo; fi
+
+.PHONY: test
+test: deps ## Check format and lints, run unit, property, doc and end-to-end tests
+	@rm -f $(TARGET)/test-*.log
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) doc
+	$(MAKE) e2e
+	@echo
+	@echo "all tests, by program:"
+	@grep -h '^test result:' $(TARGET)/test-*.log | sort | uniq -c | sort -rn
+	@lab/sum-tests.sh $(TARGET)/test-*.log
+
+.PHONY: lint
+lint: deps ## Check format and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features coracle-tests/vm -- -D warnings
+
+.PHONY: unit
+unit: deps ## Run unit, property and doc tests
+	@mkdir -p $(TARGET)
+	cargo test --workspace 2>&1 | tee $(TARGET)/test-unit.log
+
+.PHONY: doc
+doc: deps ## Build the crates' documentation
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+.PHONY: e2e
+e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
+	@place=$$($(LAB) host); \
+	if [ "$$place" = direct ]; then export $(HERE); \
+	else \
+		$(LAB) prepare; \
+		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --host-program --"; \
+	fi; \
+	cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS) 2>&1 | tee $(TARGET)/test-e2e.log
+
+.PHONY: bench
+bench: ## Measure what starting a guest costs, beside the floor
+	@$(MAKE) bench-release PROFILE=release
+
+.PHONY: bench-release
+bench-release: guest images
+	@cargo build --release -p coracle-benches
+	@echo "Instructions, in millions (counting lab):"
+	@$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--timeout 1800 --host-program -- $(TARGET)/release/bench instructions
+	@echo "Memory (lab):"
+	@$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--memory 6144 --host-program -- $(TARGET)/release/bench memory
+	@if [ -w /dev/kvm ]; then echo "Milliseconds (this machine's KVM):"; \
+		$(HERE) CORACLE_FLOOR=$(TARGET)/release/floor $(TARGET)/release/bench milliseconds; \
+	else echo "Milliseconds: not measured, this machine has no /dev/kvm"; fi
+
+# RUSTC_BOOTSTRAP lets the stable compiler take the sanitizer's flags.
+.PHONY: fuzz
+fuzz: ## Fuzz each parser for T seconds (T=30 FUZZ="chain mmio")
+	@lab/deps.sh g++
+	@cargo fuzz --version 2>/dev/null | grep -qw $(CARGO_FUZZ_VERSION) || \
+		cargo install -q --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)
+	@export RUSTC_BOOTSTRAP=1; \
+	for target in $(FUZZ); do \
+		mkdir -p $(CORACLE_CACHE)/fuzz/$$target; \
+		echo "fuzz: $$target, $(T) s"; \
+		cargo fuzz run $$target $(CORACLE_CACHE)/fuzz/$$target -- \
+			-max_total_time=$(T) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0; \
+	done
+
+.PHONY: coverage
+coverage: deps ## Measure test coverage and check each crate's floor
+	@cargo tarpaulin --version 2>/dev/null | grep -qw $(TARPAULIN_VERSION) || \
+		cargo install -q --locked cargo-tarpaulin --version $(TARPAULIN_VERSION)
+	@mkdir -p $(TARGET)/coverage
+	cargo tarpaulin --workspace --target-dir $(TARGET)/tarpaulin --skip-clean \
+		--exclude-files 'target/*' --out Lcov --output-dir $(TARGET)/coverage
+	@awk -f coverage/check.awk coverage/floors.toml $(TARGET)/coverage/lcov.info
+
+.PHONY: clean
+clean: ## Remove what was built; the cache stays (lab clean empties it)
+	cargo clean

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rows of figures, each beside what it should be at most.
+
+use std::fmt::Write;
+
+/// One figure.
+pub struct Row {
+    /// What was measured.
+    pub name: &'static str,
+    /// The figure, in `unit`.
+    pub figure: f64,
+    /// Its unit.
+    pub unit: &'static str,
+    /// What it should be at most, if there is such a bound, in the same unit.
+    pub bound: Option<f64>,
+}
+
+/// The rows as a Markdown table.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = String::from("| what | figure | at most | |\n|---|---:|---:|---|\n");
+    for Row {
+        name,
+        figure,
+        unit,
+        bound,
+    } in rows
+    {
+        let (bound, verdict) = match bound {
+            Some(bound) => (
+                format!("{bound:.2} {unit}"),
+                if figure <= bound { "met" } else { "NOT MET" },
+            ),
+            None => ("–".into(), ""),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "| {name} | {figure:.2} {unit} | {bound} | {verdict} |"
+        );
+    }
+    text
+}
+
+/// The middle one of `figures`, of which there is at least one.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_is_the_middle_one() {
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+    }
+
+    #[test]
+    fn figure_over_its_bound_is_marked() {
+        let row = |figure| Row {
+            name: "a",
+            figure,
+            unit: "M",
+            bound: Some(2.0),
+        };
+
+        let table = table(&[row(2.0), row(2.1)]);
+
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[2].contains("| met |"), "{table}");
+        assert!(lines[3].contains("| NOT MET |"), "{table}");
+    }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a start costs.
+
+use std::io::{PipeReader, pipe};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Cli;
+use crate::count::{Passed, to_first_byte};
+use crate::report::{Row, median};
+use crate::subject::{Guest, Guests, Runs};
+
+/// Instructions of the VMM role from exec to a tiny guest's first instruction, at most.
+const TINY_BOUND: f64 = 4.0;
+/// The VMM role's boot of a stock kernel beside the floor's, at most.
+const STOCK_RATIO: f64 = 1.03;
+/// A cached image's first byte beside the floor's boot, at most.
+const RUN_RATIO: f64 = 1.25;
+/// Milliseconds of the VMM role from exec to a tiny guest's first exit, at most.
+const TINY_MILLISECONDS: f64 = 3.0;
+
+/// Instruction counts, in millions.
+pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
+    let guests = Guests::new(&cli.guest)?;
+    let millions = |passed: &Passed| passed.ticks as f64 / 1e6;
+    let count = |subject: &dyn Fn() -> Result<(Command, PipeReader)>| {
+        repeat(cli.rounds, subject, &millions)
+    };
+    let tiny_floor = count(&|| guests.floor(&cli.floor, Guest::Tiny))?;
+    let tiny = count(&|| guests.vmm(&cli.coracle, Guest::Tiny))?;
+    let stock_floor = count(&|| guests.floor(&cli.floor, Guest::Stock))?;
+    let stock = count(&|| guests.vmm(&cli.coracle, Guest::Stock))?;
+
+    let runs = Runs::new(&cli.coracle, &cli.guest, cli.images.join("busybox"))?;
+    let unpacked = runs
+        .command(&["true"])
+        .status()
+        .context("cannot run coracle")?;
+    ensure!(
+        unpacked.success(),
+        "the run that unpacks the image failed: {unpacked}"
+    );
+    let run = count(&|| {
+        let (read, write) = pipe()?;
+        let mut command = runs.command(&["echo", "x"]);
+        command.stdout(write);
+        Ok((command, read))
+    })?;
+
+    let row = |name, figure, bound| Row {
+        name,
+        figure,
+        unit: "M",
+        bound,
+    };
+    let ratio = |name, figure, bound| Row {
+        name,
+        figure,
+        unit: "x",
+        bound: Some(bound),
+    };
+    Ok(vec![
+        row(
+            "floor: exec to a tiny guest's first instruction",
+            tiny_floor,
+            None,
+        ),
+        row("VMM role: the same", tiny, Some(TINY_BOUND)),
+        row(
+            "floor: exec to the first instruction of /init, stock kernel",
+            stock_floor,
+            None,
+        ),
+        row("VMM role: the same", stock, None),
+        ratio(
+            "VMM role beside the floor",
+            stock / stock_floor,
+            STOCK_RATIO,
+        ),
+        row(
+            "coracle run, cached busybox image, to its first byte, stock kernel",
+            run,
+            None,
+        ),
+        ratio(
+            "coracle run beside the floor's boot",
+            run / stock_floor,
+            RUN_RATIO,
+        ),
+    ])
+}
+
+/// Wall-clock times on this machine.
+pub fn milliseconds(cli: &Cli) -> Result<Vec<Row>> {
+    let guests = Guests::new(&cli.guest)?;
+    let rounds = cli.rounds.max(20);
+    let milliseconds = |passed: &Passed| passed.time.as_secs_f64() * 1e3;
+    let floor = repeat(
+        rounds,
+        &|| guests.floor(&cli.floor, Guest::Tiny),
+        &milliseconds,
+    )?;
+    let ours = repeat(
+        rounds,
+        &|| guests.vmm(&cli.coracle, Guest::Tiny),
+        &milliseconds,
+    )?;
+    let row = |name, figure, bound| Row {
+        name,
+        figure,
+        unit: "ms",
+        bound,
+    };
+    Ok(vec![
+        row("floor: exec to a tiny guest's first exit", floor, None),
+        row("VMM role: the same", ours, Some(TINY_MILLISECONDS)),
+    ])
+}
+
+fn repeat(
+    rounds: usize,
+    subject: &dyn Fn() -> Result<(Command, PipeReader)>,
+    figure: &dyn Fn(&Passed) -> f64,
+) -> Result<f64> {
+    let figures: Result<Vec<_>> = (0..rounds.max(1))
+        .map(|_| {
+            let (command, output) = subject()?;
+            Ok(figure(&to_first_byte(command, output)?))
+        })
+        .collect();
+    Ok(median(figures?))
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the cases need of the machine: a mount namespace to make a mess in, a cgroup, a reaper.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle_agent::cgroup::Hierarchy;
+use coracle_agent::reaper::Reaper;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+/// Where a static busybox is looked for.
+const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
+
+#[derive(Clone)]
+pub struct Machine {
+    pub reaper: Arc<Reaper>,
+    pub hierarchy: Hierarchy,
+    pub busybox: &'static Path,
+    cgroup: PathBuf,
+    mount_point: PathBuf,
+}
+
+impl Machine {
+    /// Prepares the machine, or says what it lacks.
+    pub fn prepare() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("only root makes containers".to_owned());
+        }
+        let busybox = BUSYBOX
+            .iter()
+            .map(Path::new)
+            .find(|path| path.exists())
+            .ok_or("there is no busybox")?;
+        let mount_point = enter_mount_namespace().map_err(|error| error.to_string())?;
+        let cgroup = mount_point.join(format!("coracle-agent-test-{}", std::process::id()));
+        let hierarchy = fs::create_dir(&cgroup)
+            .and_then(|()| Hierarchy::set_up(&cgroup))
+            .map_err(|error| format!("there is no cgroup v2: {error}"))?;
+        let reaper = Arc::new(Reaper::default());
+        let running = Arc::clone(&reaper);
+        thread::spawn(move || running.run());
+        Ok(Self {
+            reaper,
+            hierarchy,
+            busybox,
+            cgroup,
+            mount_point,
+        })
+    }
+
+    /// The cgroups of the containers that there are.
+    pub fn cgroups(&self) -> Vec<String> {
+        fs::read_dir(self.cgroup.join("containers"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_type().unwrap().is_dir())
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// Leaves nothing behind. Fails if the cases did, unless one of them failed and may have.
+    pub fn leave(self, failed: bool) {
+        if failed {
+            self.hierarchy.kill_all().unwrap();
+            for id in self.cgroups() {
+                self.remove_when_empty(&id);
+            }
+        }
+        fs::remove_dir(self.cgroup.join("containers")).unwrap();
+        fs::remove_dir(&self.cgroup).unwrap();
+        rustix::mount::unmount(&self.mount_point, UnmountFlags::DETACH).unwrap();
+        fs::remove_dir(&self.mount_point).unwrap();
+    }
+
+    fn remove_when_empty(&self, id: &str) {
+        let cgroup = self.cgroup.join("containers").join(id);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir(&cgroup).is_err() {
+            assert!(Instant::now() < deadline, "processes of {id} do not end");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Makes all mounts from here on invisible to others, and mounts the unified hierarchy.
+fn enter_mount_namespace() -> std::io::Result<PathBuf> {
+    let mount_point = std::env::temp_dir().join(format!("coracle-cgroup-{}", std::process::id()));
+    fs::create_dir(&mount_point)?;
+    // SAFETY: this process has one thread so far, and no descriptors that a new mount namespace would invalidate.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change("/", private)?;
+    rustix::mount::mount(
+        "cgroup2",
+        &mount_point,
+        "cgroup2",
+        MountFlags::empty(),
+        None,
+    )?;
+    Ok(mount_point)
+}

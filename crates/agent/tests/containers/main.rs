@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Makes containers on the machine at hand, in namespaces of their own, out of a root file system of busybox.
+//!
+//! This program is also their first process: what a container executes again to be born is the program that made it. It
+//! needs root, a static busybox, and a kernel with cgroup v2; without them its cases count as ignored.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+mod bundle;
+mod cases;
+mod machine;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("init") {
+        return coracle_agent::init::main();
+    }
+    let arguments = Arguments::from_args();
+    let machine = machine::Machine::prepare();
+    if let Err(lack) = &machine {
+        eprintln!("containers: ignored, since {lack}");
+    }
+    let ignored = machine.is_err();
+    let trials = cases::ALL
+        .iter()
+        .map(|(name, case)| {
+            let machine = machine.as_ref().ok().cloned();
+            Trial::test(*name, move || {
+                let machine = machine.ok_or("this machine cannot make containers")?;
+                case(&machine);
+                Ok(())
+            })
+            .with_ignored_flag(ignored)
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Ok(machine) = machine {
+        machine.leave(conclusion.has_failed());
+    }
+    conclusion.exit_code()
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A file on its way into guest memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use coracle_memory::GuestSlice;
+use thiserror::Error;
+
+/// Why a file cannot be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The descriptor cannot be examined.
+    #[error("its size cannot be read")]
+    Size(#[source] io::Error),
+    /// A directory, pipe or device, whose size says nothing.
+    #[error("it is not a regular file")]
+    NotRegular,
+    /// The file cannot be read, or has become shorter.
+    #[error("{length} bytes at offset {offset:#x} cannot be read")]
+    Read {
+        /// Where in the file.
+        offset: u64,
+        /// How much.
+        length: usize,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// A regular file and the size that it had when it was opened.
+pub(crate) struct Image<'f> {
+    file: &'f File,
+    len: u64,
+}
+
+impl<'f> Image<'f> {
+    pub(crate) fn new(file: &'f File) -> Result<Self, ReadError> {
+        let metadata = file.metadata().map_err(ReadError::Size)?;
+        if !metadata.is_file() {
+            return Err(ReadError::NotRegular);
+        }
+        Ok(Self {
+            file,
+            len: metadata.len(),
+        })
+    }
+
+    /// Size in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let length = buffer.len();
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|source| ReadError::Read {
+                offset,
+                length,
+                source,
+            })
+    }
+
+    /// Fills `slice` from `offset` on, without a copy in between.
+    pub(crate) fn read_to_guest(
+        &self,
+        offset: u64,
+        slice: GuestSlice<'_>,
+    ) -> Result<(), ReadError> {
+        let length = slice.len();
+        let fault = |source| ReadError::Read {
+            offset,
+            length,
+            source,
+        };
+        let mut done = 0;
+        while done < length {
+            let position = offset
+                .checked_add(done as u64)
+                .and_then(|position| libc::off_t::try_from(position).ok())
+                .ok_or_else(|| fault(io::ErrorKind::InvalidInput.into()))?;
+            // SAFETY: the slice covers `length` bytes of mapped guest memory, of which those from `done` on are
+            // written. No Rust reference to guest memory exists that the write could invalidate.
+            let read = unsafe {
+                libc::pread(
+                    self.file.as_raw_fd(),
+                    slice.as_ptr().add(done).cast(),
+                    length - done,
+                    position,
+                )
+            };
+            match usize::try_from(read) {
+                Ok(0) => return Err(fault(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => done += count,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(fault(error));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

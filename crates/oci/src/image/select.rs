@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! From a tag and the platform to one image.
+
+use super::config::ImageConfig;
+use super::index::{Descriptor, INDEX_TYPES, Index, Platform};
+use super::manifest::{CONFIG_TYPES, Layer, MANIFEST_TYPES, Manifest, compression};
+use super::{ImageError, Source};
+use crate::digest::{Algorithm, Digest};
+use crate::show::quoted;
+
+/// What images run on here.
+pub const PLATFORM: &str = "linux/amd64";
+
+/// Most indexes and manifests that are read to find an image. Each is bounded, and so is with
+/// this the whole search, whatever graph of indexes a layout holds.
+const DOCUMENT_COUNT_LIMIT: usize = 64;
+/// Most layers of an image; builders stop at 127.
+const LAYER_LIMIT: usize = 512;
+/// The tag that is meant where none is given and there are several.
+const DEFAULT_TAG: &str = "latest";
+
+/// An image, found and read but for its layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// How its container is to run.
+    pub config: ImageConfig,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+impl Image {
+    /// A name for the tree that the layers make, one on top of the other (image-spec, config,
+    /// "Layer ChainID"). Of an image without layers: the digest of nothing.
+    pub fn chain_id(&self) -> Digest {
+        let mut diff_ids = self.layers.iter().map(|layer| &layer.diff_id);
+        let Some(first) = diff_ids.next() else {
+            return Digest::of(Algorithm::Sha256, b"");
+        };
+        diff_ids.fold(first.clone(), |chain, diff_id| {
+            Digest::of(Algorithm::Sha256, format!("{chain} {diff_id}").as_bytes())
+        })
+    }
+}
+
+impl Source {
+    /// Finds the image `tag`, or without a tag the only one or `latest`, for [`PLATFORM`].
+    ///
+    /// # Errors
+    /// Where there is no such image, it is for another platform, or one of its documents is
+    /// missing, damaged or not supported.
+    pub fn image(&self, tag: Option<&str>) -> Result<Image, ImageError> {
+        let index = self.index()?;
+        let candidates = match tag {
+            Some(tag) => self.by_tag(&index, tag)?,
+            None => self.without_tag(&index)?,
+        };
+        let mut search = Search {
+            source: self,
+            documents: 0,
+            platforms: Vec::new(),
+        };
+        match search.among(candidates)? {
+            Some(image) => Ok(image),
+            None => Err(search.no_platform()),
+        }
+    }
+
+    fn by_tag<'i>(&self, index: &'i Index, tag: &str) -> Result<Vec<&'i Descriptor>, ImageError> {
+        let named = |is_meant: &dyn Fn(&str) -> bool| -> Vec<&'i Descriptor> {
+            index
+                .manifests
+                .iter()
+                .filter(|descriptor| descriptor.names().any(is_meant))
+                .collect()
+        };
+        let exact = named(&|name| name == tag);
+        if !exact.is_empty() {
+            return Ok(exact);
+        }
+        // Archives of docker and podman carry whole names, such as docker.io/library/busybox:1.36.
+        let by_end = named(&|name| {
+            name.strip_suffix(tag)
+                .is_some_and(|start| start.ends_with(':'))
+        });
+        if !by_end.is_empty() {
+            return Ok(by_end);
+        }
+        Err(ImageError::NoSuchTag {
+            path: self.path().to_owned(),
+            tag: tag.escape_debug().to_string(),
+            known: known_tags(index),
+        })
+    }
+
+    fn without_tag<'i>(&self, index: &'i Index) -> Result<Vec<&'i Descriptor>, ImageError> {
+        let path = || self.path().to_owned();
+        let first = index
+            .manifests
+            .first()
+            .ok_or_else(|| ImageError::Empty(path()))?;
+        // Entries of one name, or of none, are variants of one image.
+        let is_one = index
+            .manifests
+            .iter()
+            .all(|descriptor| descriptor.names().eq(first.names()));
+        if is_one {
+            return Ok(index.manifests.iter().collect());
+        }
+        self.by_tag(index, DEFAULT_TAG)
+            .map_err(|_| ImageError::TagNeeded {
+                path: path(),
+                known: known_tags(index),
+            })
+    }
+}
+
+fn known_tags(index: &Index) -> String {
+    let mut tags: Vec<String> = index
+        .manifests
+        .iter()
+        .filter_map(|descriptor| descriptor.names().next())
+        .map(|name| quoted(name.as_bytes()))
+        .collect();
+    tags.dedup();
+    match tags.len() {
+        0 => "no tags".to_owned(),
+        count if count > 10 => format!("{} and {} more", tags[..10].join(", "), count - 10),
+        _ => tags.join(", "),
+    }
+}
+
+/// A search through indexes, for the first image that runs here.
+struct Search<'s> {
+    source: &'s Source,
+    documents: usize,
+    /// Platforms that were passed over.
+    platforms: Vec<String>,
+}
+
+impl Search<'_> {
+    fn among<'d>(
+        &mut self,
+        candidates: impl IntoIterator<Item = &'d Descriptor>,
+    ) -> Result<Option<Image>, ImageError> {
+        let mut candidates: Vec<(u8, &Descriptor)> = candidates
+            .into_iter()
+            .filter_map(
+                |descriptor| match descriptor.platform.as_ref().map_or(Some(1), rank) {
+                    Some(rank) => Some((rank, descriptor)),
+                    None => {
+                        self.passed_over(descriptor.platform.as_ref());
+                        None
+                    }
+                },
+            )
+            .collect();
+        candidates.sort_by_key(|(rank, _)| *rank);
+        for (_, descriptor) in candidates {
+            if let Some(image) = self.at(descriptor)? {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    fn at(&mut self, descriptor: &Descriptor) -> Result<Option<Image>, ImageError> {
+        self.documents += 1;
+        if self.documents > DOCUMENT_COUNT_LIMIT {
+            return Err(ImageError::TooManyDocuments {
+                path: self.path(),
+                limit: DOCUMENT_COUNT_LIMIT,
+            });
+        }
+        if INDEX_TYPES.contains(&descriptor.media_type.as_str()) {
+            let what = format!("index {}", descriptor.digest);
+            let json = self.source.document(descriptor, &what)?;
+            let index =
+                Index::from_json(&json).map_err(|source| self.source.json_error(&what, source))?;
+            self.require_same_type(&what, descriptor, index.media_type.as_deref())?;
+            // Digests make cycles impossible, and the count above bounds depth and breadth.
+            self.among(&index.manifests)
+        } else if MANIFEST_TYPES.contains(&descriptor.media_type.as_str()) {
+            self.manifest(descriptor)
+        } else {
+            Err(self.media_type(
+                &format!("manifest {}", descriptor.digest),
+                &descriptor.media_type,
+            ))
+        }
+    }
+
+    fn manifest(&mut self, descriptor: &Descriptor) -> Result<Option<Image>, ImageError> {
+        let what = format!("manifest {}", descriptor.digest);
+        let json = self.source.document(descriptor, &what)?;
+        let manifest =
+            Manifest::from_json(&json).map_err(|source| self.source.json_error(&what, source))?;
+        self.require_same_type(&what, descriptor, manifest.media_type.as_deref())?;
+
+        let what = format!("config {}", manifest.config.digest);
+        if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
+            return Err(self.media_type(&what, &manifest.config.media_type));
+        }
+        let json = self.source.document(&manifest.config, &what)?;
+        let config = ImageConfig::from_json(&json)
+            .map_err(|source| self.source.json_error(&what, source))?;
+        let platform = config.platform();
+        if rank(&platform).is_none() {
+            self.passed_over(Some(&platform));
+            return Ok(None);
+        }
+        let layers = self.layers(manifest.layers, &config)?;
+        Ok(Some(Image {
+            digest: descriptor.digest.clone(),
+            config,
+            layers,
+        }))
+    }
+
+    fn layers(
+        &self,
+        descriptors: Vec<Descriptor>,
+        config: &ImageConfig,
+    ) -> Result<Vec<Layer>, ImageError> {
+        let diff_ids = &config.rootfs.diff_ids;
+        if descriptors.len() > LAYER_LIMIT {
+            return Err(ImageError::TooManyLayers {
+                path: self.path(),
+                found: descriptors.len(),
+                limit: LAYER_LIMIT,
+            });
+        }
+        if descriptors.len() != diff_ids.len() {
+            let (layers, diff_ids) = (descriptors.len(), diff_ids.len());
+            return Err(ImageError::DiffIds {
+                path: self.path(),
+                layers,
+                diff_ids,
+            });
+        }
+        let layer = |(descriptor, diff_id): (Descriptor, &Digest)| match compression(
+            &descriptor.media_type,
+        ) {
+            Some(compression) => Ok(Layer {
+                descriptor,
+                diff_id: diff_id.clone(),
+                compression,
+            }),
+            None => Err(self.media_type(
+                &format!("layer {}", descriptor.digest),
+                &descriptor.media_type,
+            )),
+        };
+        descriptors.into_iter().zip(diff_ids).map(layer).collect()
+    }
+
+    fn require_same_type(
+        &self,
+        what: &str,
+        descriptor: &Descriptor,
+        content: Option<&str>,
+    ) -> Result<(), ImageError> {
+        match content {
+            Some(content) if content != descriptor.media_type => Err(ImageError::Ambiguous {
+                path: self.path(),
+                what: what.to_owned(),
+                descriptor: descriptor.media_type.clone(),
+                content: content
+                    .chars()
+                    .take(100)
+                    .collect::<String>()
+                    .escape_debug()
+                    .to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn media_type(&self, what: &str, found: &str) -> ImageError {
+        let found = found
+            .chars()
+            .take(100)
+            .collect::<String>()
+            .escape_debug()
+            .to_string();
+        ImageError::MediaType {
+            path: self.path(),
+            what: what.to_owned(),
+            found,
+        }
+    }
+
+    fn passed_over(&mut self, platform: Option<&Platform>) {
+        let Some(platform) = platform else { return };
+        let shown: String = platform
+            .to_string()
+            .chars()
+            .take(40)
+            .collect::<String>()
+            .escape_debug()
+            .to_string();
+        if self.platforms.len() < 10 && !self.platforms.contains(&shown) {
+            self.platforms.push(shown);
+        }
+    }
+
+    fn no_platform(self) -> ImageError {
+        let found = if self.platforms.is_empty() {
+            "none".to_owned()
+        } else {
+            self.platforms.join(", ")
+        };
+        ImageError::Platform {
+            path: self.path(),
+            wanted: PLATFORM,
+            found,
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.source.path().to_owned()
+    }
+}
+
+/// How well a platform fits, 0 best; `None` where it does not. Later variants of amd64 take newer
+/// CPUs, so they come last.
+fn rank(platform: &Platform) -> Option<u8> {
+    if platform.os != "linux" || platform.architecture != "amd64" {
+        return None;
+    }
+    match platform.variant.as_deref() {
+        None | Some("" | "v1") => Some(0),
+        Some("v2") => Some(2),
+        Some("v3") => Some(3),
+        Some(_) => Some(4),
+    }
+}

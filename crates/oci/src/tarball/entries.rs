@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The entries of a tar stream, one after another.
+
+use std::io::{self, Read};
+
+use thiserror::Error;
+
+use super::header::{BLOCK, BadField, Header};
+use super::pax::{self, BadRecord, Pax};
+use crate::show::quoted;
+
+/// Most bytes of extended headers before one entry: far beyond any path and all extended
+/// attributes that a file system keeps, so that a stream cannot fill memory.
+const EXTENSION_LIMIT: u64 = 1 << 20;
+
+/// A point in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Time {
+    /// Seconds since 1970, negative before.
+    pub seconds: i64,
+    /// Nanoseconds after that second.
+    pub nanoseconds: u32,
+}
+
+/// What an entry makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file, whose content follows.
+    File,
+    /// A directory.
+    Directory,
+    /// A symlink to this target.
+    Symlink(Vec<u8>),
+    /// Another name of this earlier entry.
+    HardLink(Vec<u8>),
+    /// A FIFO.
+    Fifo,
+    /// A character device of this major and minor number.
+    CharacterDevice(u32, u32),
+    /// A block device of this major and minor number.
+    BlockDevice(u32, u32),
+}
+
+/// One entry: all but its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Path, as it stands in the stream.
+    pub path: Vec<u8>,
+    /// What it makes.
+    pub kind: Kind,
+    /// Permission bits, with set-user-ID, set-group-ID and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes of content.
+    pub size: u64,
+    /// Modification time.
+    pub mtime: Time,
+    /// Extended attributes: names and values.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A stream that is no tar, or one whose meaning is not certain. Offsets are bytes into it.
+#[derive(Debug, Error)]
+pub enum TarError {
+    /// The stream cannot be read.
+    #[error("the tar stream cannot be read at byte {offset}")]
+    Read {
+        /// Where.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream ends inside an entry.
+    #[error("the tar stream is truncated: it ends inside an entry at byte {offset}")]
+    Truncated {
+        /// Where it ends.
+        offset: u64,
+    },
+    /// A block that should be a header is none.
+    #[error("byte {offset} of the tar stream starts no tar header: its checksum does not match")]
+    Checksum {
+        /// Where.
+        offset: u64,
+    },
+    /// A field of a header does not hold what it should.
+    #[error("the tar header at byte {offset} has an invalid {field}")]
+    Field {
+        /// Where the header starts.
+        offset: u64,
+        /// The field.
+        field: &'static str,
+    },
+    /// Records of a pax header cannot be read.
+    #[error("the pax header at byte {offset} is malformed: {reason}")]
+    Pax {
+        /// Where the header starts.
+        offset: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// Extended headers are larger than any that is meant.
+    #[error(
+        "the extended headers at byte {offset} of the tar stream have more than {EXTENSION_LIMIT} bytes"
+    )]
+    ExtensionTooLarge {
+        /// Where the last of them starts.
+        offset: u64,
+    },
+    /// An entry of a kind that is not supported.
+    #[error("tar entry {entry} is {what}, which is not supported")]
+    Unsupported {
+        /// The entry's name.
+        entry: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Content where there can be none: readers disagree on whether it is there.
+    #[error("tar entry {entry} is not a file but has {size} bytes of content")]
+    Content {
+        /// The entry's name.
+        entry: String,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// Reads a tar stream entry by entry. Whatever of an entry's content was not read is skipped.
+pub struct Entries<R> {
+    reader: R,
+    skip: fn(&mut R, u64) -> io::Result<()>,
+    offset: u64,
+    /// Content of the current entry that was not read.
+    content: u64,
+    /// Bytes after it, up to the next block.
+    padding: u64,
+    ended: bool,
+}
+
+impl<R: Read> Entries<R> {
+    /// Reads `reader`, skipping by reading.
+    pub fn new(reader: R) -> Self {
+        Self::with_skip(reader, read_past)
+    }
+
+    /// Reads `reader`, where `skip` passes over bytes; it must fail where they are not there.
+    pub fn with_skip(reader: R, skip: fn(&mut R, u64) -> io::Result<()>) -> Self {
+        Self {
+            reader,
+            skip,
+            offset: 0,
+            content: 0,
+            padding: 0,
+            ended: false,
+        }
+    }
+
+    /// Bytes into the stream; after `next`, where the entry's content starts.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The next entry; `None` at the end.
+    pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
+        let mut extended = Extended::default();
+        loop {
+            self.skip_rest()?;
+            let start = self.offset;
+            let Some(block) = self.header()? else {
+                return match extended.used {
+                    0 => Ok(None),
+                    _ => Err(TarError::Truncated {
+                        offset: self.offset,
+                    }),
+                };
+            };
+            let header = Header(&block);
+            if !header.checksum_matches() {
+                return Err(TarError::Checksum { offset: start });
+            }
+            let bad_field = |BadField(field)| TarError::Field {
+                offset: start,
+                field,
+            };
+            let size = header.size().map_err(bad_field)?;
+            match header.type_flag() {
+                b'x' => extended.pax = Some(self.pax(start, size, &mut extended.used)?),
+                b'L' => extended.path = Some(self.long_name(start, size, &mut extended.used)?),
+                b'K' => extended.link = Some(self.long_name(start, size, &mut extended.used)?),
+                // Global records (comments, in practice) would change entries from afar; image
+                // builders ignore them, and so is done here.
+                b'g' => self.expect_content(start, size)?,
+                _ => return self.entry(start, &header, extended).map(Some),
+            }
+        }
+    }
+
+    /// Reads content of the current entry, at most up to its end. An early end of the stream is
+    /// an error.
+    pub fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
+        let limit =
+            usize::try_from(self.content).map_or(buffer.len(), |content| content.min(buffer.len()));
+        if limit == 0 {
+            return Ok(0);
+        }
+        let offset = self.offset;
+        let count = loop {
+            match self.reader.read(&mut buffer[..limit]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome.map_err(|source| TarError::Read { offset, source })?,
+            }
+        };
+        if count == 0 {
+            return Err(TarError::Truncated { offset });
+        }
+        self.offset += count as u64;
+        self.content -= count as u64;
+        Ok(count)
+    }
+
+    fn entry(
+        &mut self,
+        start: u64,
+        header: &Header<'_>,
+        extended: Extended,
+    ) -> Result<Entry, TarError> {
+        let bad_field = |BadField(field)| TarError::Field {
+            offset: start,
+            field,
+        };
+        let pax = extended.pax.unwrap_or_default();
+        let path = pax.path.or(extended.path).unwrap_or_else(|| header.name());
+        let link = pax
+            .link_path
+            .or(extended.link)
+            .unwrap_or_else(|| header.link_name());
+        let unsupported = |what| TarError::Unsupported {
+            entry: quoted(&path),
+            what,
+        };
+        if pax.sparse {
+            return Err(unsupported("a sparse file"));
+        }
+        let kind = match header.type_flag() {
+            // Before POSIX, a directory was told by its name.
+            0 if path.ends_with(b"/") => Kind::Directory,
+            0 | b'0' | b'7' => Kind::File,
+            b'1' => Kind::HardLink(link),
+            b'2' => Kind::Symlink(link),
+            b'3' => header
+                .device()
+                .map(|(major, minor)| Kind::CharacterDevice(major, minor))
+                .map_err(bad_field)?,
+            b'4' => header
+                .device()
+                .map(|(major, minor)| Kind::BlockDevice(major, minor))
+                .map_err(bad_field)?,
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            b'S' => return Err(unsupported("a sparse file")),
+            b'M' => return Err(unsupported("the continuation of another archive's file")),
+            b'V' => return Err(unsupported("a volume label")),
+            _ => return Err(unsupported("of an unknown type")),
+        };
+        let size = match pax.size {
+            Some(size) => size,
+            None => header.size().map_err(bad_field)?,
+        };
+        if kind != Kind::File && size > 0 {
+            return Err(TarError::Content {
+                entry: quoted(&path),
+                size,
+            });
+        }
+        self.expect_content(start, size)?;
+        let seconds = Time {
+            seconds: header.mtime().map_err(bad_field)?,
+            nanoseconds: 0,
+        };
+        Ok(Entry {
+            path,
+            kind,
+            mode: header.mode().map_err(bad_field)?,
+            uid: id(pax.uid.map_or_else(|| header.uid(), Ok), "user id").map_err(bad_field)?,
+            gid: id(pax.gid.map_or_else(|| header.gid(), Ok), "group id").map_err(bad_field)?,
+            size,
+            mtime: pax.mtime.unwrap_or(seconds),
+            xattrs: pax.xattrs,
+        })
+    }
+
+    fn expect_content(&mut self, start: u64, size: u64) -> Result<(), TarError> {
+        let block = BLOCK as u64;
+        self.padding = (block - size % block) % block;
+        self.content = size;
+        // Keeps sums of offset, content and padding within 64 bits.
+        if size > u64::MAX / 4 {
+            return Err(TarError::Field {
+                offset: start,
+                field: "size",
+            });
+        }
+        Ok(())
+    }
+
+    fn pax(&mut self, start: u64, size: u64, used: &mut u64) -> Result<Pax, TarError> {
+        let bytes = self.extension(start, size, used)?;
+        pax::parse(&bytes).map_err(|BadRecord(reason)| TarError::Pax {
+            offset: start,
+            reason,
+        })
+    }
+
+    fn long_name(&mut self, start: u64, size: u64, used: &mut u64) -> Result<Vec<u8>, TarError> {
+        let mut bytes = self.extension(start, size, used)?;
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(bytes.len());
+        bytes.truncate(end);
+        Ok(bytes)
+    }
+
+    fn extension(&mut self, start: u64, size: u64, used: &mut u64) -> Result<Vec<u8>, TarError> {
+        // One is counted for the header itself, so that empty extensions count too.
+        *used = used.saturating_add(size).saturating_add(1);
+        if *used > EXTENSION_LIMIT {
+            return Err(TarError::ExtensionTooLarge { offset: start });
+        }
+        self.expect_content(start, size)?;
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.read_content(&mut buffer)? {
+                0 => return Ok(bytes),
+                count => bytes.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
+    /// Passes over what is left of the current entry. A stream that ends in the padding after all
+    /// content ends there well: writers exist that leave the rest of the block out.
+    fn skip_rest(&mut self) -> Result<(), TarError> {
+        let content = std::mem::take(&mut self.content);
+        let padding = std::mem::take(&mut self.padding);
+        self.skip(content)?;
+        match self.skip(padding) {
+            Err(TarError::Truncated { .. }) => {
+                self.ended = true;
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn skip(&mut self, count: u64) -> Result<(), TarError> {
+        if count == 0 {
+            return Ok(());
+        }
+        let offset = self.offset;
+        (self.skip)(&mut self.reader, count).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => TarError::Truncated { offset },
+            _ => TarError::Read { offset, source },
+        })?;
+        self.offset = offset.saturating_add(count);
+        Ok(())
+    }
+
+    /// The next header block; `None` at the end, which two blocks of zeros mark. An end of the
+    /// stream between entries is one too: writers exist that leave the mark out.
+    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let start = self.offset;
+        let first = self.block()?.filter(|block| *block != [0; BLOCK]);
+        if first.is_some() {
+            return Ok(first);
+        }
+        self.ended = true;
+        match self.block()? {
+            Some(second) if second != [0; BLOCK] => Err(TarError::Checksum { offset: start }),
+            _ => Ok(None),
+        }
+    }
+
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            match self.reader.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => {
+                    return Err(TarError::Truncated {
+                        offset: self.offset,
+                    });
+                }
+                Ok(count) => {
+                    filled += count;
+                    self.offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(TarError::Read {
+                        offset: self.offset,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(Some(block))
+    }
+}
+
+/// What extended headers said of the entry to come.
+#[derive(Default)]
+struct Extended {
+    pax: Option<Pax>,
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    used: u64,
+}
+
+/// An id that can be given to a file; the largest means "unchanged" to the kernel.
+fn id(value: Result<i64, BadField>, field: &'static str) -> Result<u32, BadField> {
+    u32::try_from(value?)
+        .ok()
+        .filter(|id| *id != u32::MAX)
+        .ok_or(BadField(field))
+}
+
+fn read_past<R: Read>(reader: &mut R, count: u64) -> io::Result<()> {
+    let skipped = io::copy(&mut reader.by_ref().take(count), &mut io::sink())?;
+    if skipped == count {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}

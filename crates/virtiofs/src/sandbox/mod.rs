@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a file server's process gives up before it reads the first request, in order.
+//!
+//! After [`enter`] the process sees the shared directory as its root and nothing else of the host, has a
+//! file server's capabilities and no others, and may make only the system calls that `filter.rs` lists. Should a
+//! guest take the process over, it has what it could reach through the file system anyway.
+//!
+//! A PID namespace is left to whoever starts the process, since to enter one takes a fork; of the calls
+//! that name a process, the filter lets none through but that to its own threads.
+
+mod filter;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
+use rustix::process::{Resource, Rlimit, fchdir, getrlimit, pivot_root, setrlimit, umask};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs, set_thread_groups, unshare_unsafe,
+};
+use thiserror::Error;
+
+use crate::passthrough::SelfFds;
+
+/// The capabilities that stay, all of them over files alone.
+pub const CAPABILITIES: CapabilitySet = CapabilitySet::empty()
+    // The guest's root changes owners.
+    .union(CapabilitySet::CHOWN)
+    // The guest's kernel has checked permissions, with groups and capabilities that the host does not know.
+    // It includes the rights of DAC_READ_SEARCH, but not `open_by_handle_at`, which would reach every file of a
+    // file system of which one directory is shared.
+    .union(CapabilitySet::DAC_OVERRIDE)
+    // Modes, times and attributes of files that belong to others than the server.
+    .union(CapabilitySet::FOWNER)
+    // Set-user-id and set-group-id stay where the guest's root sets them, or writes.
+    .union(CapabilitySet::FSETID)
+    // To make files in the name of the guest's users.
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    // Device nodes and the whiteouts of overlays; the server opens none.
+    .union(CapabilitySet::MKNOD)
+    // File capabilities, which images bring along.
+    .union(CapabilitySet::SETFCAP);
+
+/// A step into the sandbox that failed. The process must not go on without it.
+#[derive(Debug, Error)]
+#[error("cannot {step}")]
+pub struct SandboxError {
+    step: &'static str,
+    source: io::Error,
+}
+
+/// What a process keeps from outside.
+#[derive(Debug)]
+pub struct Inside {
+    /// The shared directory, now the root.
+    pub root: OwnedFd,
+    /// The way from a pinned inode to an open file.
+    pub fds: SelfFds,
+    /// How many descriptors the process may have.
+    pub max_descriptors: u64,
+}
+
+/// Enters the sandbox around `directory`. To be called while the process has one thread: threads that exist
+/// already would stay outside. Takes the capabilities of root.
+///
+/// # Errors
+/// The first step that failed; the process is then somewhere in between, and has to end.
+pub fn enter(directory: OwnedFd) -> Result<Inside, SandboxError> {
+    // While /proc can be seen.
+    let fds = SelfFds::detached().map_err(failed("open /proc/self/fd"))?;
+    let max_descriptors = raise_limits()?;
+
+    let root = become_root(directory)?;
+    umask(Mode::empty());
+    set_thread_groups(&[]).map_err(failed("give up supplementary groups"))?;
+    drop_capabilities()?;
+    set_no_new_privs(true).map_err(failed("rule out new privileges"))?;
+    filter::apply().map_err(failed("filter system calls"))?;
+    Ok(Inside {
+        root,
+        fds,
+        max_descriptors,
+    })
+}
+
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> SandboxError {
+    move |error| SandboxError {
+        step,
+        source: error.into(),
+    }
+}
+
+/// As many descriptors as there may be, since each inode that the guest holds is one; files of any size;
+/// and no core dump, in which the guest's memory would lie. Says how many descriptors.
+fn raise_limits() -> Result<u64, SandboxError> {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open")
+        .map_err(failed("read /proc/sys/fs/nr_open"))?;
+    let descriptors = raise(Resource::Nofile, most.trim().parse().ok())
+        .map_err(failed("raise the number of open files"))?;
+    raise(Resource::Fsize, None).map_err(failed("lift the limit on the size of files"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(failed("rule out core dumps"))?;
+    Ok(descriptors.unwrap_or(u64::MAX))
+}
+
+/// Raises a limit to `wanted` or, without the capability for that, to the most that this process may have.
+fn raise(resource: Resource, wanted: Option<u64>) -> rustix::io::Result<Option<u64>> {
+    if setrlimit(
+        resource,
+        Rlimit {
+            current: wanted,
+            maximum: wanted,
+        },
+    )
+    .is_ok()
+    {
+        return Ok(wanted);
+    }
+    let Rlimit { maximum, .. } = getrlimit(resource);
+    setrlimit(
+        resource,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?;
+    Ok(maximum)
+}
+
+/// Makes `directory` the root of namespaces of its own, which hold no other mount of the host but those
+/// below it. What the host mounts there later appears here; nothing done here appears on the host.
+fn become_root(directory: OwnedFd) -> Result<OwnedFd, SandboxError> {
+    // From here on the namespace's copy of the directory is ".", without a path that could be exchanged.
+    fchdir(&directory).map_err(failed("enter the shared directory"))?;
+    drop(directory);
+    let namespaces = UnshareFlags::NEWNS
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    // SAFETY: the table of descriptors stays shared.
+    unsafe { unshare_unsafe(namespaces) }.map_err(failed("make namespaces"))?;
+    mount_change(
+        c"/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(failed("cut mounts off from the host"))?;
+
+    // Only a mount can be a root, and only one that lies somewhere.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root =
+        open_tree(CWD, c".", flags).map_err(failed("make a mount of the shared directory"))?;
+    move_mount(
+        &root,
+        c"",
+        CWD,
+        c".",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(failed("mount the shared directory"))?;
+    fchdir(&root).map_err(failed("enter the shared directory's mount"))?;
+    // The old root comes to lie on the new one, and is taken off it.
+    pivot_root(c".", c".").map_err(failed("make the shared directory the root"))?;
+    unmount(c".", UnmountFlags::DETACH).map_err(failed("leave the host's mounts"))?;
+
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(c"/", flags, Mode::empty()).map_err(failed("open the shared directory"))
+}
+
+fn drop_capabilities() -> Result<(), SandboxError> {
+    clear_ambient_capability_set().map_err(failed("clear ambient capabilities"))?;
+    for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+        // The kernel knows fewer than there are bits.
+        let known = capability_is_in_bounding_set(capability).unwrap_or(false);
+        if known && !CAPABILITIES.contains(capability) {
+            remove_capability_from_bounding_set(capability)
+                .map_err(failed("bound capabilities"))?;
+        }
+    }
+    let kept = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, kept).map_err(failed("drop capabilities"))
+}

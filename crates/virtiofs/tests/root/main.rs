@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What only root can show: acting as the guest's users, device nodes, mounts, and the sandboxed process.
+//! Without root these tests are counted as ignored.
+
+#[path = "../guest/mod.rs"]
+mod guest;
+
+mod identity;
+mod mounts;
+mod privileges;
+mod role;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test with its name.
+type Test = (&'static str, fn());
+
+fn main() {
+    // The file server's process is this program, started again.
+    if std::env::args().nth(1).as_deref() == Some(role::ARGUMENT) {
+        role::serve();
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    let trials = [
+        identity::TESTS,
+        mounts::TESTS,
+        privileges::TESTS,
+        role::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .map(|(name, test)| {
+        let run = move || {
+            // A thread of its own: credentials and namespaces belong to threads.
+            std::thread::spawn(test)
+                .join()
+                .map_err(|_| "it panicked, see above".into())
+        };
+        Trial::test(name, run).with_ignored_flag(!is_root)
+    })
+    .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The event loop: one thread that serves the queues of all devices and sees the machine end.
+//!
+//! vCPU threads hand it workers and take them back through a [`RemoteEndpoint`], which waits for the loop. The loop in
+//! turn never waits for a vCPU: it ends first, and that answers whoever still waits for it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use coracle_virtio::{Worker, WorkerError, WorkerId, Workers};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
+    SubscriberOps,
+};
+use thiserror::Error;
+
+use crate::ending::Ending;
+use crate::{Exit, Fault};
+
+/// Events taken from the kernel at a time: more than there are descriptors to watch, for all but a crowded vsock.
+const EVENTS_AT_ONCE: usize = 64;
+
+/// Why the event loop cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EventLoopError {
+    /// The kernel's interface failed.
+    #[error("events cannot be waited for")]
+    Events(#[from] event_manager::Error),
+    /// An eventfd cannot be made.
+    #[error("an event cannot be made")]
+    Event(#[source] std::io::Error),
+}
+
+/// The loop, before and while it runs.
+pub(crate) struct EventLoop {
+    manager: EventManager<Worker>,
+    ending: Arc<Ending>,
+}
+
+impl EventLoop {
+    /// A loop that runs until `ending` has an end.
+    pub(crate) fn new(ending: Arc<Ending>) -> Result<Self, EventLoopError> {
+        let manager = EventManager::new_with_capacity(EVENTS_AT_ONCE)?;
+        let mut event_loop = Self { manager, ending };
+        let event = event_loop
+            .ending
+            .event()
+            .try_clone()
+            .map_err(EventLoopError::Event)?;
+        // Readable once and for all: the loop looks at the end after each round.
+        event_loop.watch(event, EventSet::IN, || {});
+        Ok(event_loop)
+    }
+
+    /// The way for devices to have their workers run here.
+    pub(crate) fn workers(&self) -> Arc<dyn Workers> {
+        Arc::new(LoopWorkers {
+            endpoint: self.manager.remote_endpoint(),
+            running: Mutex::new(HashMap::new()),
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// Calls `action` when one of `events` happens to the descriptor for the first time.
+    pub(crate) fn watch(
+        &mut self,
+        descriptor: impl AsRawFd + Send + 'static,
+        events: EventSet,
+        action: impl FnOnce() + Send + 'static,
+    ) {
+        self.manager.add_subscriber(Box::new(Watcher {
+            descriptor,
+            events,
+            action: Some(action),
+            ending: Arc::clone(&self.ending),
+        }));
+    }
+
+    /// Ends the machine as stopped when the other end of `peer` is closed. What it sends is ignored.
+    pub(crate) fn stop_when_closed(&mut self, peer: OwnedFd) {
+        let ending = Arc::clone(&self.ending);
+        let events = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+        self.watch(peer, events, move || ending.report(Ok(Exit::Stopped)));
+    }
+
+    /// Serves events until the machine ends.
+    pub(crate) fn run(&mut self) -> Result<Exit, Fault> {
+        loop {
+            if let Some(ended) = self.ending.take() {
+                return ended;
+            }
+            self.manager
+                .run()
+                .map_err(|error| Fault::EventLoop(error.into()))?;
+        }
+    }
+}
+
+/// Waits for one event.
+struct Watcher<D, A> {
+    descriptor: D,
+    events: EventSet,
+    action: Option<A>,
+    ending: Arc<Ending>,
+}
+
+impl<D: AsRawFd, A> Watcher<D, A> {
+    fn event(&self) -> Events {
+        Events::new(&self.descriptor, self.events)
+    }
+
+    fn check(&self, result: Result<(), event_manager::Error>) {
+        if let Err(error) = result {
+            self.ending.report(Err(Fault::EventLoop(error.into())));
+        }
+    }
+}
+
+impl<D: AsRawFd, A: FnOnce()> MutEventSubscriber for Watcher<D, A> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.check(ops.add(self.event()));
+    }
+
+    fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
+        self.check(ops.remove(self.event()));
+        if let Some(action) = self.action.take() {
+            action();
+        }
+    }
+}
+
+/// Starts and stops workers from other threads.
+struct LoopWorkers {
+    endpoint: RemoteEndpoint<Worker>,
+    running: Mutex<HashMap<WorkerId, SubscriberId>>,
+    next: AtomicU64,
+}
+
+impl Workers for LoopWorkers {
+    fn start(&self, worker: Worker) -> Result<WorkerId, WorkerError> {
+        let subscriber = self
+            .endpoint
+            .call_blocking(move |ops| Ok(ops.add_subscriber(worker)))
+            .map_err(|_: event_manager::Error| WorkerError::Ended)?;
+        let id = WorkerId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.lock().insert(id, subscriber);
+        Ok(id)
+    }
+
+    fn stop(&self, id: WorkerId) {
+        let Some(subscriber) = self.lock().remove(&id) else {
+            return;
+        };
+        // Fails only if the loop has ended, and its workers with it.
+        let _ = self
+            .endpoint
+            .call_blocking(move |ops| ops.remove_subscriber(subscriber).map(drop));
+    }
+}
+
+impl LoopWorkers {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkerId, SubscriberId>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+
+    fn event_loop() -> (EventLoop, Arc<Ending>) {
+        let ending = Arc::new(Ending::new().unwrap());
+        (EventLoop::new(Arc::clone(&ending)).unwrap(), ending)
+    }
+
+    /// Counts its events; says when it is dropped.
+    struct Counter {
+        event: EventFd,
+        seen: Arc<AtomicU64>,
+        _alive: Arc<()>,
+    }
+
+    impl MutEventSubscriber for Counter {
+        fn init(&mut self, ops: &mut EventOps<'_>) {
+            ops.add(Events::new(&self.event, EventSet::IN)).unwrap();
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+            let count = self.event.read().unwrap();
+            self.seen.fetch_add(count, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn loop_ends_with_what_was_reported() {
+        let (mut event_loop, ending) = event_loop();
+        ending.report(Ok(Exit::Reset));
+
+        let ended = event_loop.run();
+
+        assert!(matches!(ended, Ok(Exit::Reset)));
+    }
+
+    #[test]
+    fn loop_ends_when_its_peer_is_gone() {
+        let (mut event_loop, _ending) = event_loop();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        event_loop.stop_when_closed(ours.into());
+        drop(theirs);
+
+        let ended = event_loop.run();
+
+        assert!(matches!(ended, Ok(Exit::Stopped)));
+    }
+
+    #[test]
+    fn worker_runs_until_it_is_stopped() {
+        let (mut event_loop, ending) = event_loop();
+        let workers = event_loop.workers();
+        let (event, alive) = (EventFd::new(EFD_NONBLOCK).unwrap(), Arc::new(()));
+        let seen = Arc::new(AtomicU64::new(0));
+        let worker = Box::new(Counter {
+            event: event.try_clone().unwrap(),
+            seen: Arc::clone(&seen),
+            _alive: Arc::clone(&alive),
+        });
+
+        let other = thread::spawn(move || {
+            let id = workers.start(worker).unwrap();
+            event.write(3).unwrap();
+            // The loop handles messages after events, so the second message follows the event.
+            workers.stop(WorkerId(u64::MAX));
+            workers.stop(id);
+            let owners = Arc::strong_count(&alive);
+            ending.report(Ok(Exit::Shutdown));
+            owners
+        });
+        event_loop.run().unwrap();
+
+        assert_eq!(other.join().unwrap(), 1, "a stopped worker is dropped");
+    }
+
+    #[test]
+    fn starting_a_worker_after_the_end_is_refused() {
+        let (event_loop, _ending) = event_loop();
+        let workers = event_loop.workers();
+        drop(event_loop);
+        let worker = Box::new(Counter {
+            event: EventFd::new(EFD_NONBLOCK).unwrap(),
+            seen: Arc::default(),
+            _alive: Arc::default(),
+        });
+
+        let result = workers.start(worker);
+
+        assert!(matches!(result, Err(WorkerError::Ended)));
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A VMM process and its control socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use coracle_vmm::Config;
+use coracle_vmm::role::Event;
+
+use super::{file, kernel};
+
+/// For how long anything is waited for.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Ends a test as skipped where the process cannot run a guest or be jailed.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        needs_kvm!();
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED {}:{}: not root", module_path!(), line!());
+            return;
+        }
+    };
+}
+
+/// A VMM process, killed when dropped.
+pub struct Vmm {
+    /// The process.
+    pub process: Child,
+    /// Our end of its control socket.
+    pub control: BufReader<UnixStream>,
+}
+
+impl Vmm {
+    /// Starts a VMM that inherits `descriptors` from 4 on.
+    pub fn start(descriptors: Vec<OwnedFd>) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut inherited = vec![OwnedFd::from(theirs)];
+        inherited.extend(descriptors);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coracle-vmm"));
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        // SAFETY: between fork and exec only descriptors are duplicated.
+        unsafe {
+            command.pre_exec(move || {
+                // Out of the way first, so that no number is overwritten before it is read.
+                let high: Vec<RawFd> = inherited
+                    .iter()
+                    .map(|fd| libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100))
+                    .collect();
+                for (number, fd) in (3..).zip(high) {
+                    if libc::dup2(fd, number) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        Self {
+            process: command.spawn().unwrap(),
+            control: BufReader::new(ours),
+        }
+    }
+
+    /// Starts a VMM with this kernel code; `change` may add what it inherits as descriptors from 5 on.
+    pub fn with_guest(code: &[u8], more: Vec<OwnedFd>, change: impl FnOnce(&mut Config)) -> Self {
+        let mut descriptors = vec![OwnedFd::from(file(&kernel(code)))];
+        descriptors.extend(more);
+        let mut vmm = Self::start(descriptors);
+        let mut config = Config {
+            vcpus: 1,
+            memory_mib: 16,
+            kernel: 4,
+            initrd: None,
+            cmdline: String::new(),
+            console_log: None,
+            serial_log: None,
+            fs: Vec::new(),
+            vsock: None,
+            rng: false,
+        };
+        change(&mut config);
+        vmm.send(&serde_json::to_vec(&config).unwrap());
+        vmm
+    }
+
+    /// Sends to its control socket.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.control.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// The next event, or nothing once the process has closed its end.
+    pub fn event(&mut self) -> Option<Event> {
+        let mut line = String::new();
+        self.control.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    /// All events up to the end, and the status.
+    pub fn finish(mut self) -> (Vec<Event>, ExitStatus, String) {
+        let events = std::iter::from_fn(|| self.event()).collect();
+        let status = self.wait();
+        let mut stderr = String::new();
+        let mut pipe = self.process.stderr.take().unwrap();
+        pipe.read_to_string(&mut stderr).unwrap();
+        (events, status, stderr)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < DEADLINE, "the VMM does not end");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A file about the process in `/proc`.
+    pub fn proc(&self, name: &str) -> std::path::PathBuf {
+        Path::new("/proc")
+            .join(self.process.id().to_string())
+            .join(name)
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The message of the error that ended it.
+pub fn error_message(events: &[Event]) -> &str {
+    match events.last() {
+        Some(Event::Error { message }) => message,
+        other => panic!("no error, but {other:?}"),
+    }
+}

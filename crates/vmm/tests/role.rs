@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The VMM as a process of its own: what it says, how it ends, and what it can still reach.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::process::{DEADLINE, Vmm, error_message};
+use common::{code, driver, file};
+use coracle_vmm::role::Event;
+use coracle_vmm::{Exit, Vsock};
+use rstest::rstest;
+
+#[rstest]
+#[case::power_off(code::power_off(), Exit::Shutdown)]
+#[case::keyboard_controller_reset(code::out(0x64, 0xfe), Exit::Reset)]
+#[case::triple_fault(code::TRIPLE_FAULT.to_vec(), Exit::TripleFault)]
+fn end_of_the_guest_is_told(
+    #[case] code: Vec<u8>,
+    #[case] reason: Exit,
+    #[values(1, 3)] vcpus: u8,
+) {
+    needs_root!();
+    let code = [&code[..], &code::SPIN].concat();
+    let vmm = Vmm::with_guest(&code, Vec::new(), |config| config.vcpus = vcpus);
+
+    let (events, status, stderr) = vmm.finish();
+
+    assert_eq!(events, [Event::Running, Event::Exit { reason }]);
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[rstest]
+#[case::no_configuration(
+    b"",
+    "the controlling process closed its socket before the configuration was complete"
+)]
+#[case::no_json(b"{]", "the configuration is wrong: ")]
+#[case::descriptor_that_is_not_there(
+    br#"{"vcpus":1,"memory_mib":16,"kernel":77}"#,
+    "the configuration cannot be used: descriptor 77, named by the configuration, is not open"
+)]
+#[case::control_socket_as_kernel(
+    br#"{"vcpus":1,"memory_mib":16,"kernel":3}"#,
+    "the configuration names descriptor 3, which is the control socket"
+)]
+#[case::kernel_that_is_none(
+    br#"{"vcpus":1,"memory_mib":16,"kernel":4}"#,
+    "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 68 65 6c 6c"
+)]
+#[case::relative_socket(
+    br#"{"vcpus":1,"memory_mib":16,"kernel":4,"vsock":{"cid":3,"uds":"vsock"}}"#,
+    "the path vsock of the vsock device's socket is not absolute or has no file name"
+)]
+fn wrong_configuration_is_told(#[case] sent: &[u8], #[case] expected: &str) {
+    needs_root!();
+    let no_kernel = file(&b"hello ".repeat(20));
+    let mut vmm = Vmm::start(vec![no_kernel.into()]);
+    vmm.send(sent);
+    vmm.control
+        .get_ref()
+        .shutdown(std::net::Shutdown::Write)
+        .unwrap();
+
+    let (events, status, _) = vmm.finish();
+
+    let message = error_message(&events);
+    assert!(message.starts_with(expected), "{message}");
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn without_a_control_socket_it_says_so() {
+    let output = Command::new(env!("CARGO_BIN_EXE_coracle-vmm"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "coracle vmm: descriptor 3 is not open: it has to be the control socket\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[rstest]
+#[case::spinning(&code::SPIN)]
+#[case::halted(&code::HALT)]
+fn machine_ends_when_the_controlling_process_is_gone(#[case] code: &[u8]) {
+    needs_root!();
+    let mut vmm = Vmm::with_guest(code, Vec::new(), |config| config.vcpus = 2);
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    vmm.control
+        .get_ref()
+        .shutdown(std::net::Shutdown::Both)
+        .unwrap();
+
+    assert!(vmm.wait().success());
+}
+
+#[test]
+fn jailed_process_sees_nothing_of_the_host() {
+    needs_root!();
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.vcpus = 2);
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let root: Vec<_> = fs::read_dir(vmm.proc("root")).unwrap().collect();
+    let shared: Vec<_> = ["mnt", "net", "ipc", "uts"]
+        .into_iter()
+        .filter(|name| {
+            let namespace = format!("ns/{name}");
+            fs::read_link(vmm.proc(&namespace)).unwrap()
+                == fs::read_link(Path::new("/proc/self").join(namespace)).unwrap()
+        })
+        .collect();
+    let interfaces = fs::read_to_string(vmm.proc("net/dev")).unwrap();
+    let mounts = fs::read_to_string(vmm.proc("mountinfo")).unwrap();
+
+    assert!(root.is_empty(), "{root:?}");
+    assert!(shared.is_empty(), "{shared:?}");
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    // Two lines of heading and the loopback interface, which is down.
+    assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
+}
+
+#[test]
+fn every_thread_is_confined() {
+    needs_root!();
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.vcpus = 2);
+    assert_eq!(vmm.event(), Some(Event::Running));
+    // A vCPU's thread confines itself when it begins, which may be after the others run.
+    sleep(Duration::from_millis(100));
+
+    // KVM may have a thread of its own in the process.
+    let threads: Vec<_> = fs::read_dir(vmm.proc("task"))
+        .unwrap()
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .filter(|status| !status.starts_with("Name:\tkvm-"))
+        .collect();
+
+    assert_eq!(threads.len(), 3);
+    for expected in [
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapInh:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        let confined = threads
+            .iter()
+            .filter(|status| status.lines().any(|line| line == expected));
+        assert_eq!(confined.count(), 3, "{expected}");
+    }
+}
+
+#[test]
+fn descriptors_that_are_not_named_are_closed() {
+    needs_root!();
+    let secret = file(b"secret");
+    let identity = fs::read_link(format!("/proc/self/fd/{}", secret.as_raw_fd())).unwrap();
+    let mut vmm = Vmm::with_guest(&code::SPIN, vec![secret.into()], |_| {});
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let open: Vec<_> = fs::read_dir(vmm.proc("fd"))
+        .unwrap()
+        .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())
+        .collect();
+
+    assert!(!open.contains(&identity), "{open:?}");
+}
+
+#[test]
+fn entropy_device_answers_a_confined_guest() {
+    needs_root!();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let code = [
+        driver::set_up(driver::WINDOW, 1),
+        driver::publish(driver::WINDOW, 0, 64, true),
+        driver::wait_for_used(0),
+        // The length in the used ring's first entry.
+        code::load(driver::used(0) + 8),
+        code::print_eax(),
+        code::power_off(),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+    let vmm = Vmm::with_guest(&code, vec![writer.into()], |config| {
+        config.rng = true;
+        config.serial_log = Some(5);
+    });
+
+    let (events, _, stderr) = vmm.finish();
+
+    let mut output = Vec::new();
+    reader.read_to_end(&mut output).unwrap();
+    assert_eq!(output, 64u32.to_le_bytes(), "{events:?} {stderr}");
+}
+
+#[test]
+fn console_of_a_confined_guest_is_logged() {
+    needs_root!();
+    let mut log = file(b"");
+    let code = [
+        driver::set_up(driver::WINDOW, 2),
+        code::store(driver::buffer(1), u32::from_le_bytes(*b"boat")),
+        driver::publish(driver::WINDOW, 1, 4, false),
+        driver::wait_for_used(1),
+        code::power_off(),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+    let vmm = Vmm::with_guest(&code, vec![log.try_clone().unwrap().into()], |config| {
+        config.console_log = Some(5);
+    });
+
+    let (events, _, stderr) = vmm.finish();
+
+    let mut output = String::new();
+    std::io::Seek::rewind(&mut log).unwrap();
+    log.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "boat", "{events:?} {stderr}");
+}
+
+/// A guest with a vsock device that waits for a packet and prints how long it was.
+fn guest_that_receives_a_packet() -> Vec<u8> {
+    [
+        driver::set_up(driver::WINDOW, 3),
+        driver::publish(driver::WINDOW, 0, 4096, true),
+        driver::wait_for_used(0),
+        code::load(driver::used(0) + 8),
+        code::print_eax(),
+        code::power_off(),
+        code::SPIN.to_vec(),
+    ]
+    .concat()
+}
+
+#[test]
+fn host_connects_to_a_confined_guest() {
+    needs_root!();
+    let directory = tempfile::tempdir().unwrap();
+    let uds = directory.path().join("vsock");
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut vmm = Vmm::with_guest(
+        &guest_that_receives_a_packet(),
+        vec![writer.into()],
+        |config| {
+            config.vsock = Some(Vsock {
+                cid: 3,
+                uds: uds.clone(),
+            });
+            config.serial_log = Some(5);
+        },
+    );
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let mut host = UnixStream::connect(&uds).unwrap();
+    host.write_all(b"CONNECT 1024\n").unwrap();
+
+    let (events, _, stderr) = vmm.finish();
+    let mut output = Vec::new();
+    reader.read_to_end(&mut output).unwrap();
+    // The request to connect is a packet without data: a header of 44 bytes.
+    assert_eq!(output, 44u32.to_le_bytes(), "{events:?} {stderr}");
+    assert!(!uds.exists(), "the socket's name goes with the machine");
+}
+
+#[test]
+fn confined_guest_connects_to_the_host() {
+    needs_root!();
+    let directory = tempfile::tempdir().unwrap();
+    let uds = directory.path().join("vsock");
+    let listener = UnixListener::bind(directory.path().join("vsock_1023")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    // The header of a request: CIDs, ports, no data, stream socket, operation 1, a buffer of 64 KiB.
+    let request = [3, 0, 2, 0, 5555, 1023, 0, 1 | 1 << 16, 0, 0x1_0000, 0];
+    let code = [
+        driver::set_up(driver::WINDOW, 3),
+        (0..)
+            .zip(request)
+            .flat_map(|(at, word)| code::store(driver::buffer(1) + at * 4, word))
+            .collect(),
+        driver::publish(driver::WINDOW, 1, 44, false),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+    let mut vmm = Vmm::with_guest(&code, Vec::new(), |config| {
+        config.vsock = Some(Vsock { cid: 3, uds });
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let started = Instant::now();
+    let accepted = loop {
+        match listener.accept() {
+            Err(_) if started.elapsed() < DEADLINE => sleep(Duration::from_millis(5)),
+            accepted => break accepted.is_ok(),
+        }
+    };
+
+    assert!(accepted, "the guest's connection did not arrive");
+}
+
+#[test]
+fn nothing_is_left_of_a_killed_machine() {
+    needs_root!();
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |_| {});
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    vmm.process.kill().unwrap();
+
+    let (events, status, _) = vmm.finish();
+    assert_eq!((events, status.code()), (Vec::new(), None));
+}
+
+#[test]
+fn dump_of_the_process_is_not_to_be_had() {
+    needs_root!();
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |_| {});
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let limits = fs::read_to_string(vmm.proc("limits")).unwrap();
+
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    let numbers: Vec<_> = core
+        .split_whitespace()
+        .filter(|word| word.parse::<u64>().is_ok())
+        .collect();
+    assert_eq!(numbers, ["0", "0"]);
+}

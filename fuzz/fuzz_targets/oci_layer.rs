@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Layers with any entries, most of them well formed, onto a directory: nothing beside it changes.
+#![no_main]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use arbitrary::Arbitrary;
+use coracle_oci::digest::Digest;
+use coracle_oci::layer::{Applier, Limits, Options, Ownership};
+use coracle_oci::tree_hash::tree_hash;
+use libfuzzer_sys::fuzz_target;
+
+/// Few names, so that entries meet.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Part {
+    A,
+    B,
+    Here,
+    Parent,
+    Nothing,
+    Outside,
+    Whiteout,
+    WhiteoutOfParent,
+    WhiteoutOfOutside,
+    Opaque,
+    NotUnicode,
+    Long,
+}
+
+impl Part {
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::A => b"a".to_vec(),
+            Self::B => b"b".to_vec(),
+            Self::Here => b".".to_vec(),
+            Self::Parent => b"..".to_vec(),
+            Self::Nothing => Vec::new(),
+            Self::Outside => b"outside".to_vec(),
+            Self::Whiteout => b".wh.a".to_vec(),
+            Self::WhiteoutOfParent => b".wh...".to_vec(),
+            Self::WhiteoutOfOutside => b".wh.outside".to_vec(),
+            Self::Opaque => b".wh..wh..opq".to_vec(),
+            Self::NotUnicode => vec![0xff],
+            Self::Long => vec![b'x'; 120],
+        }
+    }
+}
+
+/// A path of parts; with `absolute`, one that starts at the directory beside the root.
+#[derive(Arbitrary, Clone, Debug)]
+struct Name {
+    absolute: bool,
+    parts: Vec<Part>,
+}
+
+impl Name {
+    fn bytes(&self) -> Vec<u8> {
+        let start = if self.absolute {
+            format!("{}/", ground().display()).into_bytes()
+        } else {
+            Vec::new()
+        };
+        let parts: Vec<Vec<u8>> = self.parts.iter().take(8).map(|part| part.bytes()).collect();
+        [start, parts.join(&b'/')].concat()
+    }
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Kind {
+    File,
+    OldFile,
+    HardLink,
+    Symlink,
+    Device,
+    Directory,
+    Fifo,
+    Pax,
+    Any(u8),
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+struct Item {
+    kind: Kind,
+    name: Name,
+    link: Name,
+    mode: u16,
+    content: Vec<u8>,
+    /// A byte of the header to be changed before its checksum is made.
+    change: Option<(u16, u8)>,
+    with_pax: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    layers: Vec<Vec<Item>>,
+    cut: Option<u16>,
+}
+
+impl Item {
+    fn write(&self, stream: &mut Vec<u8>) {
+        let (name, link) = (self.name.bytes(), self.link.bytes());
+        if self.with_pax {
+            let records = [
+                record("path", &name),
+                record("linkpath", &link),
+                record("SCHILY.xattr.user.x", &self.content),
+            ];
+            block(stream, b'x', b"pax", b"", 0, &records.concat(), None);
+        } else if name.len() > 100 {
+            block(stream, b'L', b"long", b"", 0, &name, None);
+        }
+        let (kind, content): (u8, &[u8]) = match self.kind {
+            Kind::File => (b'0', &self.content),
+            Kind::OldFile => (0, &self.content),
+            Kind::HardLink => (b'1', b""),
+            Kind::Symlink => (b'2', b""),
+            Kind::Device => (b'3', b""),
+            Kind::Directory => (b'5', b""),
+            Kind::Fifo => (b'6', b""),
+            Kind::Pax => (b'x', &self.content),
+            Kind::Any(kind) => (kind, &self.content),
+        };
+        block(stream, kind, &name, &link, self.mode, content, self.change);
+    }
+}
+
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let length = (rest..)
+        .find(|length| length.to_string().len() + rest == *length)
+        .unwrap_or(rest);
+    [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+}
+
+fn block(
+    stream: &mut Vec<u8>,
+    kind: u8,
+    name: &[u8],
+    link: &[u8],
+    mode: u16,
+    content: &[u8],
+    change: Option<(u16, u8)>,
+) {
+    let mut header = [0_u8; 512];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &name[..name.len().min(100)]);
+    put(100, format!("{:07o}", mode & 0o7777).as_bytes());
+    put(124, format!("{:011o}", content.len()).as_bytes());
+    put(148, b"        ");
+    put(156, &[kind]);
+    put(157, &link[..link.len().min(100)]);
+    put(257, b"ustar  \0");
+    if let Some((at, value)) = change {
+        header[usize::from(at) % 512] = value;
+        header[148..156].copy_from_slice(b"        ");
+    }
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    stream.extend_from_slice(&header);
+    stream.extend_from_slice(content);
+    stream.resize(stream.len().next_multiple_of(512), 0);
+}
+
+/// The directory that holds the root and, beside it, what nothing may touch.
+fn ground() -> &'static Path {
+    static GROUND: OnceLock<PathBuf> = OnceLock::new();
+    GROUND.get_or_init(|| {
+        let ground = std::env::temp_dir().join(format!("oci-layer-{}", std::process::id()));
+        fs::create_dir_all(ground.join("outside/a")).expect("a temporary directory can be made");
+        fs::write(ground.join("outside/b"), "secret").expect("a temporary file can be written");
+        ground
+    })
+}
+
+fn outside() -> Digest {
+    tree_hash(ground().join("outside")).expect("the directory beside the root can be read")
+}
+
+fuzz_target!(|input: Input| {
+    let root = ground().join("root");
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir(&root).expect("the root can be made");
+    let before = outside();
+
+    let limits = Limits {
+        bytes: 1 << 20,
+        entries: 200,
+    };
+    let options = Options {
+        limits,
+        ownership: Ownership::Caller,
+    };
+    let opened = File::open(&root).expect("the root can be opened");
+    let mut applier = Applier::new(opened.into(), options);
+    let mut is_applied = true;
+    for layer in input.layers.iter().take(4) {
+        let mut stream = Vec::new();
+        for item in layer {
+            item.write(&mut stream);
+        }
+        if let Some(cut) = input.cut {
+            stream.truncate(usize::from(cut));
+        }
+        is_applied = is_applied && applier.layer("fuzz", stream.as_slice()).is_ok();
+    }
+    let is_finished = applier.finish().is_ok();
+
+    assert!(
+        is_finished || !is_applied,
+        "what was applied could not be finished"
+    );
+    assert_eq!(
+        outside(),
+        before,
+        "something outside of the root has changed"
+    );
+    let beside = fs::read_dir(ground())
+        .expect("the directory of the root can be listed")
+        .count();
+    assert_eq!(beside, 2, "something was made beside the root");
+});

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where the guest's kernel and initial file system are.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// Name of the kernel in the guest directory.
+const KERNEL: &str = "vmlinux";
+/// Name of the initial file system in the guest directory.
+const INITRAMFS: &str = "initramfs.cpio";
+
+/// The two files a guest starts from.
+pub struct GuestFiles {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+}
+
+impl GuestFiles {
+    /// The files of `directory`, each replaced by the one that was asked for by name.
+    pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
+        let pick =
+            |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
+        Self {
+            kernel: pick(kernel, KERNEL),
+            initramfs: pick(initramfs, INITRAMFS),
+        }
+    }
+
+    /// Opens the kernel for reading.
+    pub fn open_kernel(&self) -> Result<File> {
+        open("guest kernel", "--kernel", &self.kernel)
+    }
+
+    /// Opens the initial file system for reading.
+    pub fn open_initramfs(&self) -> Result<File> {
+        open("guest initial file system", "--initrd", &self.initramfs)
+    }
+}
+
+fn open(what: &str, option: &str, path: &Path) -> Result<File> {
+    let file = File::open(path).with_context(|| {
+        format!(
+            "cannot open the {what} {} (name another with {option})",
+            path.display()
+        )
+    })?;
+    ensure!(
+        file.metadata().is_ok_and(|metadata| metadata.is_file()),
+        "the {what} {} is not a regular file",
+        path.display()
+    );
+    Ok(file)
+}

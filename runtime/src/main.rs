@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `coracle`: OCI containers, each in a lightweight virtual machine of its own.
+//!
+//! One executable with several roles, so that their text pages are shared. What a person types is
+//! in [`cli`]; the roles that `coracle` starts for itself are in [`roles`].
+
+mod check;
+mod cli;
+mod guest_files;
+mod roles;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Exit status of `coracle` for failures of its own, as opposed to the container's: the number
+/// that container engines use for it.
+const EXIT_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    // A role is picked before the command line is parsed: its start is part of a container's.
+    if let Some(role) = roles::from_arguments() {
+        return role.main();
+    }
+    let cli = cli::Cli::parse();
+    let outcome = match &cli.command {
+        cli::Command::Run(arguments) => run::run(&cli.directories, arguments),
+        cli::Command::Check(arguments) => check::check(&cli.directories, arguments),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("coracle: {error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The roles that `coracle` starts for itself: `coracle <word>`, with descriptors from 3 on.
+//!
+//! They are no part of the command line: nothing of them is promised to callers.
+
+use std::process::ExitCode;
+
+use coracle_virtiofs::role::RoleConfig;
+
+/// What a process of a run does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs the virtual machine. Descriptor 3 is its control socket.
+    Vmm,
+    /// Serves the shared directory. Descriptor 3 is the socket it listens on, 4 the directory.
+    Fs,
+}
+
+/// The role this process was started in, if it was.
+pub fn from_arguments() -> Option<Role> {
+    let word = std::env::args_os().nth(1)?;
+    [Role::Vmm, Role::Fs]
+        .into_iter()
+        .find(|role| word == role.word())
+}
+
+impl Role {
+    /// The word that stands for the role on a command line and in messages.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Vmm => "role:vmm",
+            Self::Fs => "role:fs",
+        }
+    }
+
+    /// Lives the role; returns when its work is done or has failed.
+    pub fn main(self) -> ExitCode {
+        match self {
+            Self::Vmm => coracle_vmm::role::main(),
+            Self::Fs => serve_files(),
+        }
+    }
+}
+
+/// Serves the directory that was handed over, until the guest is gone.
+fn serve_files() -> ExitCode {
+    match coracle_virtiofs::role::main(None, RoleConfig::default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coracle: {:#}", anyhow::Error::new(error));
+            ExitCode::FAILURE
+        }
+    }
+}

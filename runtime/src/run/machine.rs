@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The virtual machine of a run: the process that is it, the process that serves its files, and
+//! what can be learnt from both when it fails.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use coracle_agent_api::SHARE_TAG;
+use coracle_oci::plan::SandboxPlan;
+use coracle_vmm::role::Event;
+use coracle_vmm::{Config, Exit, Share, Vsock};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::directory::RunDirectory;
+use super::failure;
+use super::guest::{self, through_descriptor};
+use super::processes::{FIRST_FD, RoleProcess};
+use crate::guest_files::GuestFiles;
+use crate::roles::Role;
+
+/// What every guest's kernel is told, besides what its plan says.
+///
+/// Errors from before the console's driver go to the serial port, the rest to the console. The
+/// other words keep the kernel from probing what this machine does not have.
+const COMMAND_LINE: &str = "quiet console=hvc0 earlycon=uart8250,io,0x3f8 reboot=k 8250.nr_uarts=0 i8042.noaux \
+                            i8042.nomux i8042.dumbkbd cryptomgr.notests tsc=reliable no_timer_check pci=off \
+                            random.trust_cpu=on";
+/// The guest's address on vsock: each machine has its sockets to itself, so all may have the same.
+const GUEST_CID: u64 = 3;
+/// How long after a first sign of failure the VMM may take to say what happened.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The most that is read of the VMM's messages and of the guest's console.
+const READ_LIMIT: u64 = 1 << 20;
+
+/// A started machine. Dropping it ends its processes.
+pub struct Machine {
+    control: UnixStream,
+    console: File,
+    kernel: PathBuf,
+    vmm: RoleProcess,
+    fs: RoleProcess,
+}
+
+impl Machine {
+    /// Starts the machine of `plan` with the shared tree of `directory`, which is in place.
+    pub fn start(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<Self> {
+        let kernel = guest.open_kernel()?;
+        let initramfs = guest.open_initramfs()?;
+        let (fs, share) = start_fs(directory)?;
+        let console = memfd_create("console", MemfdFlags::CLOEXEC)
+            .context("cannot make the console's log")?;
+        let (mut control, theirs) =
+            UnixStream::pair().context("cannot make the VMM's control socket")?;
+        let serial = console
+            .try_clone()
+            .context("cannot duplicate the console's log")?;
+        let log = console
+            .try_clone()
+            .context("cannot duplicate the console's log")?;
+        let (descriptors, config) = Numbered::new(theirs.into()).config(
+            plan,
+            directory,
+            Files {
+                kernel: kernel.into(),
+                initramfs: initramfs.into(),
+                serial,
+                console: log,
+                share: share.into(),
+            },
+        );
+        let vmm = RoleProcess::start(Role::Vmm, descriptors)?;
+        let mut text =
+            serde_json::to_vec(&config).context("cannot write the VMM's configuration")?;
+        text.push(b'\n');
+        control
+            .write_all(&text)
+            .context("cannot configure the VMM")?;
+        Ok(Self {
+            control,
+            console: console.into(),
+            kernel: guest.kernel.clone(),
+            vmm,
+            fs,
+        })
+    }
+
+    /// What is readable when the VMM has something to say: once the guest runs, that is its end.
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Waits until the guest runs.
+    pub fn wait_until_running(&mut self) -> Result<()> {
+        match self.next_event() {
+            Some(Event::Running) => Ok(()),
+            event => Err(self.explain_event(event, anyhow!("the VMM said nothing"))),
+        }
+    }
+
+    /// The reason for `error`, a failure to get along with the guest, as far as it can be found.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if let Some(ended) = self.fs.ended() {
+            return anyhow!(ended);
+        }
+        let _ = self.control.set_read_timeout(Some(LAST_WORDS));
+        let event = self.next_event();
+        self.explain_event(event, error)
+    }
+
+    fn explain_event(&mut self, event: Option<Event>, error: anyhow::Error) -> anyhow::Error {
+        let console = self.console();
+        let reason = match event {
+            Some(Event::Error { message }) => {
+                return anyhow!(
+                    "the virtual machine with the kernel {} failed: {message}",
+                    self.kernel.display()
+                );
+            }
+            Some(Event::Exit { reason }) => match (failure::panic_reason(&console), reason) {
+                (Some(reason), _) => anyhow!("the guest's kernel panicked: {reason}"),
+                (None, Exit::TripleFault) => {
+                    anyhow!("the guest's processor gave up (triple fault)")
+                }
+                (None, Exit::Reset) => {
+                    anyhow!("the guest reset itself before its container had ended")
+                }
+                (None, Exit::Shutdown) => {
+                    anyhow!("the guest turned itself off before its container had ended")
+                }
+                (None, reason) => anyhow!("the guest ended before its container had ({reason:?})"),
+            },
+            _ => match (self.fs.ended(), self.vmm.ended()) {
+                (Some(ended), _) | (None, Some(ended)) => anyhow!(ended),
+                (None, None) => error,
+            },
+        };
+        match failure::tail(&console) {
+            tail if tail.is_empty() => reason,
+            tail => anyhow!("{reason:#}\n{}", tail.trim_end()),
+        }
+    }
+
+    fn console(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // What cannot be read is not shown.
+        let _ = self.console.seek(SeekFrom::Start(0));
+        let _ = (&self.console).take(READ_LIMIT).read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The VMM's next message; nothing if it ended, or does not speak within the socket's timeout.
+    fn next_event(&mut self) -> Option<Event> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') && (line.len() as u64) < READ_LIMIT {
+            self.control.read_exact(&mut byte).ok()?;
+            line.push(byte[0]);
+        }
+        serde_json::from_slice(&line).ok()
+    }
+}
+
+/// Starts the process that serves the shared tree; returns a connection to it.
+fn start_fs(directory: &RunDirectory) -> Result<(RoleProcess, UnixStream)> {
+    let path = directory.fs_socket();
+    let listener = through_descriptor(&path, UnixListener::bind)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    // The connection waits to be accepted, so nobody has to wait for the process to be ready.
+    let connection = through_descriptor(&path, UnixStream::connect)
+        .with_context(|| format!("cannot connect to {}", path.display()))?;
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    let share = File::open(directory.share()).context("cannot open the shared directory")?;
+    Ok((
+        RoleProcess::start(Role::Fs, vec![listener.into(), share.into()])?,
+        connection,
+    ))
+}
+
+/// The files of a machine.
+struct Files {
+    kernel: OwnedFd,
+    initramfs: OwnedFd,
+    console: OwnedFd,
+    serial: OwnedFd,
+    share: OwnedFd,
+}
+
+/// Descriptors in the order of their numbers in the VMM's process.
+struct Numbered(Vec<OwnedFd>);
+
+impl Numbered {
+    fn new(first: OwnedFd) -> Self {
+        Self(vec![first])
+    }
+
+    /// The number that `descriptor` will have.
+    fn add(&mut self, descriptor: OwnedFd) -> i32 {
+        let number = (FIRST_FD..).zip(&self.0).count();
+        self.0.push(descriptor);
+        FIRST_FD + i32::try_from(number).unwrap_or(i32::MAX)
+    }
+
+    fn config(
+        mut self,
+        plan: &SandboxPlan,
+        directory: &RunDirectory,
+        files: Files,
+    ) -> (Vec<OwnedFd>, Config) {
+        let config = Config {
+            vcpus: plan.vm.vcpus,
+            memory_mib: plan.vm.memory_mib,
+            kernel: self.add(files.kernel),
+            initrd: Some(self.add(files.initramfs)),
+            cmdline: [&[COMMAND_LINE.to_owned()], plan.kernel_arguments.as_slice()]
+                .concat()
+                .join(" "),
+            console_log: Some(self.add(files.console)),
+            serial_log: Some(self.add(files.serial)),
+            fs: vec![Share {
+                tag: SHARE_TAG.into(),
+                socket: self.add(files.share),
+            }],
+            vsock: Some(Vsock {
+                cid: GUEST_CID,
+                uds: directory.vsock().join(guest::SOCKET),
+            }),
+            rng: true,
+        };
+        (self.0, config)
+    }
+}

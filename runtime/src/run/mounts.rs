@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The mounts that make up the tree shared with the guest.
+//!
+//! They live in a mount namespace of the run's own: the host sees none of them, and they vanish
+//! with the run's last process, however it ends.
+//!
+//! ```text
+//! share/rootfs       overlay: the image below, the run's writable layer above
+//! share/volumes/N    bind mounts, read-only ones mounted read-only on the host's side
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_change, move_mount, open_tree, unmount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Gives the process a mount namespace of its own, from which nothing gets back to the host's.
+///
+/// To be called while the process has one thread.
+pub fn enter_namespace() -> Result<()> {
+    // SAFETY: a new mount namespace changes no descriptor or memory that other code relies on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .context("cannot make a mount namespace (coracle run needs root or CAP_SYS_ADMIN)")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .context("cannot make the mounts of this namespace private")
+}
+
+/// Mounts `lower` read-only at `target`, with `upper` to take what is written.
+pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    let what = || format!("cannot mount a writable layer over {}", lower.display());
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .context("the host's kernel has no overlay file system (try: modprobe overlay)")?;
+    // Layers are named by descriptor: in the option's text a comma or colon of a path would end it.
+    // They are looked up when the file system is created, so they stay open until then.
+    let mut layers = Vec::new();
+    for (key, directory) in [("lowerdir", lower), ("upperdir", upper), ("workdir", work)] {
+        let file = File::open(directory)
+            .with_context(|| format!("cannot open {}", directory.display()))?;
+        fsconfig_set_string(
+            overlay.as_fd(),
+            key,
+            format!("/proc/self/fd/{}", file.as_raw_fd()),
+        )
+        .with_context(what)?;
+        layers.push(file);
+    }
+    // The writable layer ends with the run: nothing in it needs to survive a crash of the host.
+    fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
+    fsconfig_create(overlay.as_fd()).with_context(what)?;
+    let mount = fsmount(
+        overlay.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .with_context(what)?;
+    attach(mount.as_fd(), target)
+}
+
+/// Binds the file or directory `source`, with the mounts below it, at `target`, which is made.
+pub fn bind(source: &Path, read_only: bool, target: &Path) -> Result<()> {
+    let tree = open_tree(
+        CWD,
+        source,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE,
+    )
+    .with_context(|| format!("cannot share {} with the container", source.display()))?;
+    if read_only {
+        set_read_only(tree.as_fd())
+            .with_context(|| format!("cannot make the share of {} read-only", source.display()))?;
+    }
+    let is_directory = fs::metadata(source)
+        .with_context(|| format!("cannot look at {}", source.display()))?
+        .is_dir();
+    let made = if is_directory {
+        fs::create_dir(target)
+    } else {
+        File::create(target).map(drop)
+    };
+    made.with_context(|| format!("cannot make the mount point {}", target.display()))?;
+    attach(tree.as_fd(), target)
+}
+
+/// Detaches every mount of this namespace below `directory`.
+pub fn detach_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(Path::new);
+    // The later ones may be on top of the earlier ones.
+    for point in points
+        .filter(|point| point.starts_with(directory))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+    {
+        // What stays shows when the directory cannot be removed.
+        let _ = unmount(point, UnmountFlags::DETACH);
+    }
+}
+
+fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
+    move_mount(
+        mount,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .with_context(|| format!("cannot mount at {}", target.display()))
+}
+
+/// Makes a detached tree of mounts read-only, all of it.
+fn set_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty C string, the structure is as long as is said, and both outlive
+    // the call, which keeps neither.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

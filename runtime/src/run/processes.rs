@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The processes of one run: this executable again, in another role.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use command_fds::{CommandFdExt, FdMapping};
+
+use crate::roles::Role;
+
+/// First descriptor that is handed to a role; below are the standard streams.
+pub const FIRST_FD: i32 = 3;
+
+/// A role that runs in a process of its own. Dropping it ends the process and waits for that.
+pub struct RoleProcess {
+    role: Role,
+    child: Child,
+}
+
+impl RoleProcess {
+    /// Starts `role` with `descriptors` as its 3, 4 and so on. It dies with this process.
+    pub fn start(role: Role, descriptors: Vec<OwnedFd>) -> Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("coracle")
+            .arg(role.word())
+            .env_clear()
+            // A terminal's Ctrl-C is for the container, not for what runs it.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
+        let mappings = (FIRST_FD..)
+            .zip(descriptors)
+            .map(|(child_fd, parent_fd)| FdMapping {
+                parent_fd,
+                child_fd,
+            });
+        command
+            .fd_mappings(mappings.collect())
+            .context("two descriptors of a role have one number")?;
+        let parent = std::process::id();
+        // SAFETY: the closure only makes system calls, which is allowed between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(
+                    rustix::process::Signal::KILL,
+                ))?;
+                // A parent that died before the line above sends no signal.
+                match rustix::process::getppid() {
+                    Some(current) if current.as_raw_nonzero().get().cast_unsigned() == parent => {
+                        Ok(())
+                    }
+                    _ => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+                }
+            });
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start the {} process", role.word()))?;
+        Ok(Self { role, child })
+    }
+
+    /// How the process ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(format!("the {} process ended: {status}", self.role.word()))
+    }
+}
+
+impl Drop for RoleProcess {
+    fn drop(&mut self) {
+        // Both fail only if the process is gone and waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A host of a test's own: directories for `coracle`, and what a run may not leave in them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::cgroup::Cgroup;
+use crate::path_from_environment;
+use crate::running::{Finished, Running};
+
+/// How long what a run made may take to vanish after it.
+const VANISHING: Duration = Duration::from_secs(10);
+
+static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+/// Directories and a control group for the runs of one test.
+pub struct Host {
+    directory: TempDir,
+    cgroup: Cgroup,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Host {
+    /// A host on which nothing has run.
+    pub fn new() -> Self {
+        let name = format!(
+            "coracle-test-{}-{}",
+            std::process::id(),
+            HOSTS.fetch_add(1, Ordering::Relaxed)
+        );
+        let directory =
+            TempDir::with_prefix("coracle-test-").expect("the temporary directory takes files");
+        Self {
+            directory,
+            cgroup: Cgroup::new(&name),
+        }
+    }
+
+    /// A directory for the test's own files.
+    pub fn files(&self) -> PathBuf {
+        let files = self.directory.path().join("files");
+        fs::create_dir_all(&files).expect("the temporary directory takes files");
+        files
+    }
+
+    /// Where unpacked images are.
+    pub fn images(&self) -> PathBuf {
+        self.directory.path().join("root/images")
+    }
+
+    /// A command of `coracle` on this host, to be changed before it is started.
+    pub fn coracle(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(path_from_environment("CORACLE_BIN"));
+        command
+            .env("CORACLE_ROOT", self.directory.path().join("root"))
+            .env("CORACLE_STATE", self.directory.path().join("state"))
+            .env("CORACLE_GUEST", path_from_environment("CORACLE_GUEST"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .args(words);
+        command
+    }
+
+    /// Starts a command of [`Self::coracle`] in the group of this host.
+    pub fn start(&self, command: Command) -> Running {
+        Running::start(command, &self.cgroup.procs())
+    }
+
+    /// Runs `coracle` with `words` and nothing on its standard input, to its end.
+    pub fn run(&self, words: &[&str]) -> Finished {
+        self.start(self.coracle(words)).finish()
+    }
+
+    /// Processes that runs on this host started and that live.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        self.cgroup
+            .processes()
+            .into_iter()
+            .filter_map(|process| {
+                Some((
+                    process,
+                    fs::read_to_string(format!("/proc/{process}/cmdline")).ok()?,
+                ))
+            })
+            .collect()
+    }
+
+    /// The process that lives `role`, once there is one.
+    pub fn process_of(&self, role: &str) -> i32 {
+        let deadline = Instant::now() + VANISHING;
+        loop {
+            let found = self
+                .processes()
+                .into_iter()
+                .find(|(_, words)| words.split('\0').any(|word| word == role));
+            match found {
+                Some((process, _)) => return process,
+                None if Instant::now() > deadline => panic!("no process lives the role {role}"),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Waits until nothing of any run is left: no process, mount, or file.
+    ///
+    /// # Panics
+    ///
+    /// Panics, naming what is left, where something stays.
+    pub fn assert_clean(&self) {
+        let deadline = Instant::now() + VANISHING;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:#?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let root = self.directory.path();
+        let processes = self
+            .processes()
+            .into_iter()
+            .map(|(process, words)| format!("process {process}: {words}"));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+        let ours = root.display().to_string();
+        let mounts = mounts
+            .lines()
+            .filter(|line| line.contains(&ours))
+            .map(|line| format!("mount {line}"));
+        let files = ["root/runs", "state"]
+            .into_iter()
+            .flat_map(|place| entries(&root.join(place)));
+        let partial = entries(&root.join("root/images/partial")).into_iter();
+        processes
+            .chain(mounts)
+            .chain(files)
+            .chain(partial)
+            .collect()
+    }
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| format!("file {}", entry.path().display()))
+        .collect()
+}

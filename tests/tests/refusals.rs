@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Bad input: one clear sentence, a status other than 0, and nothing left behind.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use coracle_tests::{Finished, Host, image};
+use rstest::rstest;
+
+/// Fails unless `run` ended with `status` and one line on standard error that has all `words`.
+#[track_caller]
+fn assert_refused(host: &Host, run: Finished, status: i32, words: &[&str]) {
+    let run = run.expect(status);
+    let said = run.stderr.trim_end();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "'{word}' is not in: {said}");
+    }
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::no_such_image(&["/nonexistent/image", "true"], 125, &["/nonexistent/image"])]
+#[case::no_such_tag(&["BUSYBOX:nonsense", "true"], 125, &["nonsense"])]
+#[case::command_not_found(&["BUSYBOX", "/no/such/program"], 127, &["/no/such/program", "not found"])]
+#[case::command_not_in_path(&["BUSYBOX", "nonsense"], 127, &["nonsense", "not found"])]
+#[case::command_not_executable(&["BUSYBOX", "/etc/passwd"], 126, &["/etc/passwd"])]
+#[case::command_is_a_directory(&["BUSYBOX", "/etc"], 126, &["/etc"])]
+#[case::unknown_user(&["-u", "nobodyhere", "BUSYBOX", "true"], 125, &["nobodyhere"])]
+#[case::unknown_group(&["-u", "0:nogrouphere", "BUSYBOX", "true"], 125, &["nogrouphere"])]
+#[case::volume_of_a_missing_path(&["-v", "/no/such/path:/data", "BUSYBOX", "true"], 125, &["/no/such/path"])]
+#[case::memory_too_small(&["--memory", "8", "BUSYBOX", "true"], 125, &["8 MiB"])]
+#[case::no_such_rootfs(&["--rootfs", "/no/such/tree", "true"], 125, &["/no/such/tree"])]
+#[case::kernel_missing(&["--kernel", "/no/such/kernel", "BUSYBOX", "true"], 125, &["/no/such/kernel", "--kernel"])]
+#[case::kernel_that_is_no_kernel(&["--kernel", "/bin/busybox", "BUSYBOX", "true"], 125, &["/bin/busybox"])]
+#[case::kernel_that_is_text(&["--kernel", "/etc/passwd", "BUSYBOX", "true"], 125, &["/etc/passwd", "0x"])]
+fn refused_with_one_sentence(#[case] words: &[&str], #[case] status: i32, #[case] says: &[&str]) {
+    let host = Host::new();
+    let words: Vec<_> = words
+        .iter()
+        .map(|word| word.replace("BUSYBOX", &image("busybox")))
+        .collect();
+    let words: Vec<_> = std::iter::once("run")
+        .chain(words.iter().map(String::as_str))
+        .collect();
+
+    let run = host.run(&words);
+
+    assert_refused(&host, run, status, says);
+}
+
+#[test]
+fn truncated_archive_is_refused() {
+    let host = Host::new();
+    let archive = host.files().join("cut.tar");
+    let whole = fs::read(image("busybox.tar")).unwrap();
+    fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+
+    let run = host.run(&["run", archive.to_str().unwrap(), "true"]);
+
+    assert_refused(&host, run, 125, &["cut.tar"]);
+}
+
+#[test]
+fn layer_with_another_digest_is_refused() {
+    let host = Host::new();
+    let layout = copy_of_busybox(&host);
+    let blob = largest_file(&layout.join("blobs/sha256"));
+    let mut bytes = fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+
+    let run = host.run(&["run", layout.to_str().unwrap(), "true"]);
+
+    assert_refused(
+        &host,
+        run,
+        125,
+        &["digest", blob.file_name().unwrap().to_str().unwrap()],
+    );
+    assert!(
+        !host.images().join("sha256").exists()
+            || fs::read_dir(host.images().join("sha256"))
+                .unwrap()
+                .next()
+                .is_none()
+    );
+}
+
+#[test]
+fn image_without_a_command_is_refused() {
+    let host = Host::new();
+    let layout = copy_of_busybox(&host);
+    umoci(&[
+        "config",
+        "--image",
+        &format!("{}:latest", layout.display()),
+        "--clear",
+        "config.cmd",
+        "--clear",
+        "config.entrypoint",
+    ]);
+
+    let run = host.run(&["run", &format!("{}:latest", layout.display())]);
+
+    assert_refused(&host, run, 125, &["command"]);
+}
+
+#[test]
+fn user_without_the_right_to_kvm_is_told_so() {
+    let host = Host::new();
+    let mut command = host.coracle(&["run", &image("busybox"), "true"]);
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    let root = host.files().join("open");
+    fs::create_dir(&root).unwrap();
+    std::os::unix::fs::chown(&root, Some(65534), None).unwrap();
+    command
+        .env("CORACLE_ROOT", root.join("root"))
+        .env("CORACLE_STATE", root.join("state"));
+
+    let run = command.output().unwrap();
+
+    assert_eq!(run.status.code(), Some(125));
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(said.contains("root") || said.contains("/dev/kvm"), "{said}");
+}
+
+#[test]
+fn check_agrees_that_this_host_can_run() {
+    let host = Host::new();
+
+    let run = host.run(&["check", "--json"]).expect(0);
+
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(report["can_run"], true);
+    let names: Vec<_> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&"kvm") && names.contains(&"cpu") && names.contains(&"tun"),
+        "{names:?}"
+    );
+}
+
+fn copy_of_busybox(host: &Host) -> std::path::PathBuf {
+    let layout = host.files().join("image");
+    let status = Command::new("cp")
+        .arg("-r")
+        .arg(image("busybox"))
+        .arg(&layout)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    layout
+}
+
+fn umoci(words: &[&str]) {
+    let status = Command::new("umoci")
+        .args(words)
+        .status()
+        .expect("umoci is installed");
+    assert!(status.success(), "umoci {words:?}: {status}");
+}
+
+fn largest_file(directory: &Path) -> std::path::PathBuf {
+    let files = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    files
+        .max_by_key(|file| file.metadata().unwrap().len())
+        .expect("the directory has files")
+}
