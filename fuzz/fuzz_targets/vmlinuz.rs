@@ -37,7 +37,11 @@ impl Image {
             Magic::AsIs => &[],
         };
         let length = u32::try_from(magic.len() + self.payload.len()).unwrap_or(u32::MAX);
-        let sectors = if self.setup_sectors == 0 { 4 } else { usize::from(self.setup_sectors) };
+        let sectors = if self.setup_sectors == 0 {
+            4
+        } else {
+            usize::from(self.setup_sectors)
+        };
         let mut image = vec![0; (sectors + 1) * 512 + usize::from(self.payload_offset)];
         image.resize(image.len().max(0x250), 0);
         image[0x1f1] = self.setup_sectors;

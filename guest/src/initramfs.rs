@@ -35,13 +35,10 @@ pub enum InitramfsError {
 pub fn write(output: impl Write, agent: &[u8], modules: &[Module]) -> Result<(), InitramfsError> {
     check_static(agent)?;
     let mut archive = Archive::new(output);
-    // What is open before the agent can mount anything: the kernel gives it the console, and where there is none, Rust's
-    // runtime puts /dev/null in its place.
+    // What is open before the agent can mount anything: the kernel gives it the console. There is none before its driver is
+    // loaded; Rust's runtime then puts /dev/null in its place, and aborts if it cannot.
     archive.directory("dev", 0o755)?;
     archive.character_device("dev/console", 0o600, 5, 1)?;
-    archive.character_device("dev/null", 0o666, 1, 3)?;
-    // A program of Rust aborts where it has neither standard streams nor this to stand in for them, and there is no
-    // console before its driver is loaded.
     archive.character_device("dev/null", 0o666, 1, 3)?;
     archive.directory("proc", 0o555)?;
     archive.directory("sys", 0o555)?;

@@ -25,7 +25,15 @@ pub fn from_arguments() -> Option<Role> {
 }
 
 impl Role {
-    /// The word that stands for the role on a command line and in messages.
+    /// What the role is called in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Fs => "fs",
+        }
+    }
+
+    /// The word that stands for the role on a command line.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Vmm => "role:vmm",

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whatever dies, the others notice, say so once, and leave nothing behind.
 
-use std::fs;
+use std::fs::{self, File};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_guest::cpio::Archive;
 use coracle_tests::{Host, guests, image};
 use rstest::rstest;
 
@@ -115,7 +116,9 @@ fn panic_of_the_guests_kernel_is_shown() {
     let host = Host::new();
     // A file system without /init: the kernel finds nothing to run.
     let initrd = host.files().join("empty.cpio");
-    fs::write(&initrd, b"").unwrap();
+    Archive::new(File::create(&initrd).unwrap())
+        .finish()
+        .unwrap();
 
     let run = host
         .run(&[

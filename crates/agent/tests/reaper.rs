@@ -47,13 +47,13 @@ fn every_child_is_waited_for_once_and_by_its_own() {
     }
 
     // A signal's number shows, and a signal to one that has ended is no failure.
-    let killed = spawn(&reaper, "sleep 1000");
+    let killed = spawn(&reaper, "exec sleep 1000");
     killed.signal(Signal::TERM).unwrap();
     assert_eq!(status(&killed), 128 + 15);
     killed.signal(Signal::TERM).unwrap();
 
     // One that runs on is not reported.
-    let long = spawn(&reaper, "sleep 1000");
+    let long = spawn(&reaper, "exec sleep 1000");
     assert_eq!(long.wait_timeout(Duration::from_millis(20)), None);
     long.signal(Signal::KILL).unwrap();
     assert_eq!(status(&long), 128 + 9);

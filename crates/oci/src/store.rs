@@ -13,7 +13,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -138,9 +138,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         let temporary = Temporary::make(self.temporaries().join(chain_id.hex()))?;
         let root = temporary.path.join("rootfs");
+        // What a root has that no layer names, whatever the umask: everyone in the container may enter it.
         DirBuilder::new()
-            .mode(0o700)
             .create(&root)
+            .and_then(|()| fs::set_permissions(&root, fs::Permissions::from_mode(0o755)))
             .map_err(io_error("make", &root))?;
         let opened = File::open(&root).map_err(io_error("open", &root))?;
         let handle = opened.try_clone().map_err(io_error("open", &root))?;

@@ -188,19 +188,15 @@ fn faulty_blob_is_named(
 }
 
 #[rstest]
-#[case::a_byte(1)]
-#[case::half(2)]
-#[case::most(10)]
-fn truncated_archive_is_refused(#[case] part: usize) {
+#[case::in_the_first_header(100)]
+#[case::in_the_first_blob(512 + 10)]
+#[case::in_the_middle(two_layers().archive().len() / 2)]
+#[case::in_the_last_header(two_layers().archive().len() - 1024 - 512 - 100)]
+fn truncated_archive_is_refused(#[case] length: usize) {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("image.tar");
     let mut archive = two_layers().archive();
-    let end = if part == 1 {
-        archive.len() - 1024 - 513
-    } else {
-        archive.len() / part
-    };
-    archive.truncate(end);
+    archive.truncate(length);
     fs::write(&path, archive).unwrap();
 
     let error = unpacked(&path, None).unwrap_err();

@@ -34,6 +34,8 @@ const COMMAND_LINE: &str = "quiet console=hvc0 earlycon=uart8250,io,0x3f8 reboot
 const GUEST_CID: u64 = 3;
 /// How long after a first sign of failure the VMM may take to say what happened.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the VMM may take to be gone after it closed its socket.
+const DYING: Duration = Duration::from_secs(1);
 /// The most that is read of the VMM's messages and of the guest's console.
 const READ_LIMIT: u64 = 1 << 20;
 
@@ -104,16 +106,16 @@ impl Machine {
 
     /// The reason for `error`, a failure to get along with the guest, as far as it can be found.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        if let Some(ended) = self.fs.ended() {
-            return anyhow!(ended);
-        }
         let _ = self.control.set_read_timeout(Some(LAST_WORDS));
         let event = self.next_event();
         self.explain_event(event, error)
     }
 
     fn explain_event(&mut self, event: Option<Event>, error: anyhow::Error) -> anyhow::Error {
-        let console = self.console();
+        // Each of the two ends when the other does: the one that failed is the cause.
+        if let Some(failed) = self.fs.failed(Duration::ZERO) {
+            return anyhow!(failed);
+        }
         let reason = match event {
             Some(Event::Error { message }) => {
                 return anyhow!(
@@ -121,27 +123,28 @@ impl Machine {
                     self.kernel.display()
                 );
             }
-            Some(Event::Exit { reason }) => match (failure::panic_reason(&console), reason) {
-                (Some(reason), _) => anyhow!("the guest's kernel panicked: {reason}"),
-                (None, Exit::TripleFault) => {
-                    anyhow!("the guest's processor gave up (triple fault)")
-                }
-                (None, Exit::Reset) => {
-                    anyhow!("the guest reset itself before its container had ended")
-                }
-                (None, Exit::Shutdown) => {
-                    anyhow!("the guest turned itself off before its container had ended")
-                }
-                (None, reason) => anyhow!("the guest ended before its container had ({reason:?})"),
-            },
-            _ => match (self.fs.ended(), self.vmm.ended()) {
-                (Some(ended), _) | (None, Some(ended)) => anyhow!(ended),
-                (None, None) => error,
-            },
+            Some(Event::Exit { reason }) => self.explain_exit(reason),
+            // It is on its way out if it closed its socket without a word, or it runs on.
+            _ => self
+                .vmm
+                .failed(DYING)
+                .map_or(error, |failed| anyhow!(failed)),
         };
-        match failure::tail(&console) {
+        match failure::tail(&self.console()) {
             tail if tail.is_empty() => reason,
             tail => anyhow!("{reason:#}\n{}", tail.trim_end()),
+        }
+    }
+
+    fn explain_exit(&mut self, reason: Exit) -> anyhow::Error {
+        match (failure::panic_reason(&self.console()), reason) {
+            (Some(reason), _) => anyhow!("the guest's kernel panicked: {reason}"),
+            (None, Exit::TripleFault) => anyhow!("the guest's processor gave up (triple fault)"),
+            (None, Exit::Reset) => anyhow!("the guest reset itself before its container had ended"),
+            (None, Exit::Shutdown) => {
+                anyhow!("the guest turned itself off before its container had ended")
+            }
+            (None, reason) => anyhow!("the guest ended before its container had ({reason:?})"),
         }
     }
 

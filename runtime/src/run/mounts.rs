@@ -12,6 +12,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -56,6 +57,11 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
         .with_context(what)?;
         layers.push(file);
     }
+    // The root of the whole is the writable layer's: it has to look like the one below.
+    let below =
+        fs::metadata(lower).with_context(|| format!("cannot look at {}", lower.display()))?;
+    chown(upper, Some(below.uid()), Some(below.gid())).with_context(what)?;
+    fs::set_permissions(upper, below.permissions()).with_context(what)?;
     // The writable layer ends with the run: nothing in it needs to survive a crash of the host.
     fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
     fsconfig_create(overlay.as_fd()).with_context(what)?;

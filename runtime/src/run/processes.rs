@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
@@ -60,14 +62,22 @@ impl RoleProcess {
         }
         let child = command
             .spawn()
-            .with_context(|| format!("cannot start the {} process", role.word()))?;
+            .with_context(|| format!("cannot start the {} process", role.name()))?;
         Ok(Self { role, child })
     }
 
-    /// How the process ended, if it has.
-    pub fn ended(&mut self) -> Option<String> {
-        let status = self.child.try_wait().ok().flatten()?;
-        Some(format!("the {} process ended: {status}", self.role.word()))
+    /// How the process failed, if it ends within `patience` and in another way than well.
+    pub fn failed(&mut self, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                Ok(None) | Err(_) => return None,
+            }
+        };
+        let name = self.role.name();
+        (!status.success()).then(|| format!("the {name} process failed ({status})"))
     }
 }
 

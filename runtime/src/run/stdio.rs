@@ -3,7 +3,7 @@
 //! here that moves bytes between it and ours.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,13 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 
+/// The most that is handed on at once, in bytes: a pipe's usual size.
+const PIECE: usize = 64 << 10;
+
 /// One of our output streams on which the container's is copied.
 pub struct Output {
     name: &'static str,
-    thread: JoinHandle<io::Result<u64>>,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 impl Output {
@@ -24,7 +27,7 @@ impl Output {
         let thread = thread::Builder::new()
             .name(name.into())
             .spawn(move || {
-                let copied = io::copy(&mut guest, &mut ours);
+                let copied = copy(&mut guest, &mut ours);
                 if copied.is_err() {
                     // Nobody reads our end any more: the container shall see the same on its own.
                     let _ = guest.shutdown(Shutdown::Both);
@@ -56,11 +59,27 @@ pub fn start_input(guest: UnixStream) -> Result<()> {
         .name("stdin".into())
         .spawn(move || {
             // A failure means that the container reads no more.
-            let _ = io::copy(&mut ours, &mut &guest);
+            let _ = copy(&mut ours, &mut &guest);
             let _ = guest.shutdown(Shutdown::Write);
         })
         .context("cannot start the thread for stdin")?;
     Ok(())
+}
+
+/// Hands on each piece as it comes.
+///
+/// Not `io::copy`: that splices, and a splice from a socket holds the pipe it fills for as long as
+/// it waits for more, so that nobody can read what is in it.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(length) => to.write_all(&piece[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// An unbuffered handle on one of our streams.

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -96,7 +96,7 @@ impl Hierarchy {
     ///
     /// The kernel is older than 5.14.
     pub fn kill_all(&self) -> io::Result<()> {
-        fs::write(self.containers.join("cgroup.kill"), "1")
+        write(&self.containers.join("cgroup.kill"), "1")
     }
 }
 
@@ -123,7 +123,7 @@ impl Cgroup {
     ///
     /// The kernel is older than 5.14, or it is gone.
     pub fn kill(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.kill"), "1")
+        write(&self.path.join("cgroup.kill"), "1")
     }
 
     /// Whether the kernel killed a process in it for want of memory.
@@ -158,7 +158,7 @@ impl Cgroup {
 
     fn limit(&self, resources: &Resources) -> Result<(), AgentError> {
         for setting in limits::settings(resources)? {
-            fs::write(self.path.join(&setting.file), &setting.value).map_err(|error| {
+            write(&self.path.join(&setting.file), &setting.value).map_err(|error| {
                 AgentError::new(
                     ErrorKind::Limit,
                     format!(
@@ -183,10 +183,19 @@ fn hand_down(cgroup: &Path) -> io::Result<()> {
     for controller in CONTROLLERS {
         if available.split_whitespace().any(|name| name == controller) {
             let control = cgroup.join("cgroup.subtree_control");
-            fs::write(control, format!("+{controller}"))?;
+            write(&control, &format!("+{controller}"))?;
         }
     }
     Ok(())
+}
+
+/// Writes to a file that the kernel made. It is not to be made here: a kernel without the controller would refuse that, and
+/// the refusal would speak of permissions.
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::File::options()
+        .write(true)
+        .open(file)?
+        .write_all(value.as_bytes())
 }
 
 /// Removes a cgroup and those below it; files in them go with them.

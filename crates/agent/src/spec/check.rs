@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whether a spec makes sense, and whether this agent can honour it: all that can be told before anything is made.
 
+use std::path::{Component, Path};
+
 use coracle_agent_api::{AgentError, ErrorKind};
 use thiserror::Error;
 
@@ -147,6 +149,14 @@ impl Spec {
                     "has the destination `{}`, which is not absolute",
                     mount.destination
                 );
+                return Err(invalid("mounts", problem));
+            }
+            // What is mounted over the root would not be what the container enters.
+            if !Path::new(&mount.destination)
+                .components()
+                .any(|component| matches!(component, Component::Normal(_)))
+            {
+                let problem = format!("has the destination `{}`, the root", mount.destination);
                 return Err(invalid("mounts", problem));
             }
             no_nul("mounts", &mount.destination)?;
@@ -317,6 +327,7 @@ mod tests {
     #[case::joined_namespace("/linux/namespaces", json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]), "linux.namespaces with a path of the spec is not supported")]
     #[case::no_pid_namespace("/linux/namespaces", json!([{"type": "mount"}]), "linux.namespaces without one of type pid of the spec is not supported")]
     #[case::destination("/mounts", json!([{"destination": "tmp"}]), "mounts of the spec has the destination `tmp`, which is not absolute")]
+    #[case::mount_on_root("/mounts", json!([{"destination": "/./.."}]), "mounts of the spec has the destination `/./..`, the root")]
     #[case::masked("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths of the spec has `proc`, which is not absolute")]
     #[case::device("/linux/devices", json!([{"path": "/dev/x", "type": "z"}]), "linux.devices of the spec has /dev/x of type `z`")]
     #[case::rule("/linux/resources", json!({"devices": [{"allow": true, "access": "rx"}]}), "linux.resources.devices of the spec has a rule for the access `rx`")]

@@ -2,10 +2,15 @@
 //! The cases. Each makes what it needs and removes it.
 
 use std::fs;
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_agent_api::{AgentError, ErrorKind};
+use coracle_agent::container::Containers;
+use coracle_agent::service::Service;
+use coracle_agent_api::{AgentError, ErrorKind, connect, messages, methods};
 use serde_json::json;
 
 use crate::bundle::{Bundle, Outcome};
@@ -50,6 +55,7 @@ pub const ALL: &[(&str, Case)] = cases![
     deletion_ends_a_container_at_its_gate,
     deletion_takes_all_processes_along,
     container_that_fails_leaves_nothing,
+    host_takes_a_container_through_its_life,
 ];
 
 fn run(bundle: &Bundle, machine: &Machine) -> Outcome {
@@ -515,4 +521,53 @@ fn container_that_fails_leaves_nothing(machine: &Machine) {
     let id = crate::bundle::id_of(&bundle.path(""));
     assert!(!machine.cgroups().contains(&id));
     assert_eq!(mounts(), before);
+}
+
+fn host_takes_a_container_through_its_life(machine: &Machine) {
+    let bundle = Bundle::new(machine, "cat; exit 9");
+    let id = crate::bundle::id_of(&bundle.path(""));
+    let socket = bundle.path("agent.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let share = bundle.path("").to_str().unwrap().to_owned();
+    let containers = Containers::new(machine.reaper.clone(), machine.hierarchy.clone(), share);
+    let mut server = ttrpc::Server::new()
+        .add_listener(listener.into_raw_fd())
+        .unwrap()
+        .register_service(methods(Arc::new(Service::new(containers))));
+    server.start().unwrap();
+    let agent = connect(UnixStream::connect(&socket).unwrap()).unwrap();
+    let context = || ttrpc::context::with_duration(Duration::from_secs(30));
+    let create = messages::CreateContainerRequest {
+        id: id.clone(),
+        spec: bundle.spec.to_string().into_bytes(),
+        ..Default::default()
+    };
+    let start = messages::StartContainerRequest {
+        id: id.clone(),
+        ..Default::default()
+    };
+    let wait = messages::WaitContainerRequest {
+        id: id.clone(),
+        ..Default::default()
+    };
+    let delete = messages::DeleteContainerRequest {
+        id,
+        ..Default::default()
+    };
+    let failure = |error| AgentError::from_call(&error).unwrap().kind;
+
+    let too_early = agent.start_container(context(), &start).unwrap_err();
+    let created = agent.create_container(context(), &create).unwrap();
+    let again = agent.create_container(context(), &create).unwrap_err();
+    agent.start_container(context(), &start).unwrap();
+    let end = agent.wait_container(context(), &wait).unwrap();
+    agent.delete_container(context(), &delete).unwrap();
+    let too_late = agent.wait_container(context(), &wait).unwrap_err();
+
+    assert_eq!(failure(too_early), ErrorKind::NoSuchContainer);
+    assert!(created.pid > 1);
+    assert_eq!(failure(again), ErrorKind::ContainerExists);
+    assert_eq!(end.exit_status, 9);
+    assert!(end.exited_at_nanoseconds > 0);
+    assert_eq!(failure(too_late), ErrorKind::NoSuchContainer);
 }
