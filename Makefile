@@ -124,7 +124,7 @@ e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--t
 	if [ "$$place" = direct ]; then export $(HERE); \
 	else \
 		$(LAB) prepare; \
-		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --host-program --"; \
+		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --attempts 3 --host-program --"; \
 	fi; \
 	cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS) 2>&1 | tee $(TARGET)/test-e2e.log
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use coracle_lab::cache::Cache;
 use coracle_lab::debian;
+use coracle_lab::emulator::Emulator;
 use coracle_lab::host::{self, Place};
 use coracle_lab::machine::{DEFAULT_MEMORY_MIB, Kind, Machine, emulator_version};
 use coracle_lab::payload::{Disk, Payload};
@@ -85,6 +86,9 @@ struct RunOptions {
     /// Boot the lab instead of restoring its snapshot
     #[arg(long)]
     boot: bool,
+    /// Start the command at most so many times, where the lab itself dies under it; each is reported
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    attempts: u8,
     /// The command and its arguments
     #[arg(
         trailing_var_arg = true,
@@ -189,44 +193,51 @@ fn execute(options: &RunOptions, mut command: Command, timeout: Option<u64>) -> 
     let disk = Disk::new(lab.cache(), &options.payloads)?;
     command.payload_length = disk.length;
     command.results = options.results.is_some();
-    if !options.machine.icount {
-        command.freshness = Some(session::freshness()?);
-    }
-    let mut emulator = if options.boot {
-        lab.boot(&disk)?
-    } else {
-        let running = lab.restore(&disk)?;
-        if running.repeated > 0 {
-            eprintln!(
-                "lab: repeated: {} restores hung before this run",
-                running.repeated
-            );
-        }
-        running.emulator
-    };
     let deadline = timeout
         .filter(|&seconds| seconds > 0)
         .map(Duration::from_secs);
-    let ended = session::run(
-        &mut emulator,
-        command,
-        &Options {
+    for attempt in 1..=options.attempts {
+        if !options.machine.icount {
+            command.freshness = Some(session::freshness()?);
+        }
+        let mut emulator = start(options, &lab, &disk)?;
+        let session_options = Options {
             deadline,
             results: options.results.clone(),
-        },
-    )?;
-    Ok(match ended {
-        Outcome::Exited(status) => status,
-        Outcome::Interrupted => 130,
-        Outcome::TimedOut => {
-            let seconds = timeout.unwrap_or_default();
-            eprintln!(
-                "lab: the command did not end within {seconds} s; {}",
+        };
+        match session::run(&mut emulator, command.clone(), &session_options)? {
+            Outcome::Exited(status) => return Ok(status),
+            Outcome::Interrupted => return Ok(130),
+            Outcome::TimedOut => {
+                let seconds = timeout.unwrap_or_default();
+                eprintln!(
+                    "lab: the command did not end within {seconds} s; {}",
+                    emulator.console()
+                );
+                return Ok(TIMED_OUT);
+            }
+            Outcome::LabDied => eprintln!(
+                "lab: repeated: the lab died under attempt {attempt} of {}; {}",
+                options.attempts,
                 emulator.console()
-            );
-            TIMED_OUT
+            ),
         }
-    })
+    }
+    bail!("the lab ended before the command")
+}
+
+fn start(options: &RunOptions, lab: &Lab, disk: &Disk) -> Result<Emulator> {
+    if options.boot {
+        return lab.boot(disk);
+    }
+    let running = lab.restore(disk)?;
+    if running.repeated > 0 {
+        eprintln!(
+            "lab: repeated: {} restores hung before this run",
+            running.repeated
+        );
+    }
+    Ok(running.emulator)
 }
 
 fn show_host() -> Result<u8> {

@@ -35,6 +35,8 @@ pub enum Outcome {
     TimedOut,
     /// This process got a signal that asks it to end.
     Interrupted,
+    /// The lab itself ended first: its kernel panicked, or the emulator did.
+    LabDied,
 }
 
 /// What to do with a command.
@@ -136,7 +138,7 @@ impl Session {
             if ready.port {
                 let mut bytes = [0; PIECE];
                 match port.read(&mut bytes).context("cannot read from the lab")? {
-                    0 => bail!("the lab ended before the command"),
+                    0 => return Ok(Outcome::LabDied),
                     count => self.decoder.push(&bytes[..count]),
                 }
             }

@@ -72,15 +72,16 @@ pub enum Command {
   coracle run --rootfs ./tree /bin/sh -c 'id; ls /'"
 )]
 pub struct RunArguments {
-    /// An OCI image layout directory or archive, optionally with a tag: DIR[:TAG] or FILE.tar[:TAG]
-    /// and the command to run instead of the image's own
+    /// An OCI image layout, a directory or a .tar archive, with `:TAG` if it holds several images
+    #[arg(required_unless_present = "rootfs", value_name = "IMAGE")]
+    pub first: Option<String>,
+    /// Command to run instead of the image's own
     #[arg(
-        required_unless_present = "rootfs",
         trailing_var_arg = true,
         allow_hyphen_values = true,
-        value_name = "IMAGE [COMMAND]"
+        value_name = "COMMAND"
     )]
-    pub words: Vec<String>,
+    pub rest: Vec<String>,
     /// Run on this directory tree instead of an image; the tree itself is never written
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
@@ -130,13 +131,16 @@ pub enum Origin<'a> {
 }
 
 impl RunArguments {
-    /// Tells the image from the command.
-    pub fn origin_and_command(&self) -> (Origin<'_>, &[String]) {
-        match (&self.rootfs, self.words.split_first()) {
-            (Some(rootfs), _) => (Origin::Rootfs(rootfs), &self.words),
-            (None, Some((image, command))) => (Origin::Image(image), command),
-            // The parser asks for an image where there is no rootfs; an empty name is no image.
-            (None, None) => (Origin::Image(""), &[]),
+    /// Tells the image from the command: with a tree of files there is no image to name first.
+    pub fn origin_and_command(&self) -> (Origin<'_>, Vec<String>) {
+        let first = self.first.as_slice();
+        match &self.rootfs {
+            Some(rootfs) => (Origin::Rootfs(rootfs), [first, &self.rest].concat()),
+            // The parser asks for an image where there is no tree.
+            None => (
+                Origin::Image(self.first.as_deref().unwrap_or_default()),
+                self.rest.clone(),
+            ),
         }
     }
 }
@@ -175,7 +179,7 @@ mod tests {
         let command = ["sh", "-c", "-e", "--memory"].map(String::from);
         assert_eq!(
             arguments.origin_and_command(),
-            (Origin::Image("image"), command.as_slice())
+            (Origin::Image("image"), command.to_vec())
         );
         assert_eq!(arguments.workdir.as_deref(), Some("/tmp"));
     }
@@ -187,7 +191,7 @@ mod tests {
         let command = ["sh", "-c", "true"].map(String::from);
         assert_eq!(
             arguments.origin_and_command(),
-            (Origin::Rootfs(Path::new("/tree")), command.as_slice())
+            (Origin::Rootfs(Path::new("/tree")), command.to_vec())
         );
     }
 

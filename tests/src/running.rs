@@ -86,11 +86,8 @@ impl Running {
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the process is a child that has not been waited for, so the number is its own.
-        assert_eq!(
-            unsafe { libc::kill(self.id(), signal) },
-            0,
-            "the run can be signalled"
-        );
+        let sent = unsafe { libc::kill(self.id(), signal) };
+        assert_eq!(sent, 0, "the run can be signalled");
     }
 
     /// Writes `input` while it reads, then waits for the end.

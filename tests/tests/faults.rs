@@ -153,5 +153,6 @@ fn interrupt_while_the_guest_boots_ends_the_run() {
 
 fn kill(process: i32) {
     // SAFETY: the process was found in the test's own control group just now.
-    assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
+    let sent = unsafe { libc::kill(process, libc::SIGKILL) };
+    assert_eq!(sent, 0);
 }

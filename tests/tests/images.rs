@@ -22,14 +22,14 @@ fn unpacked_image_is_used_again_and_never_changes() {
     let host = Host::new();
     let script = "rm /bin/ls; echo changed > /etc/passwd; mkdir /new; chmod 777 /bin; echo done";
     host.run(&["run", &image("busybox"), "true"]).expect(0);
-    let before = tree_hash(&unpacked(&host)).unwrap();
+    let before = tree_hash(unpacked(&host)).unwrap();
 
     let run = host
         .run(&["run", &image("busybox"), "sh", "-c", script])
         .expect(0);
 
     assert_eq!(run.text(), "done");
-    assert_eq!(tree_hash(&unpacked(&host)).unwrap(), before);
+    assert_eq!(tree_hash(unpacked(&host)).unwrap(), before);
     host.run(&["run", &image("busybox"), "ls", "/new"])
         .expect(1);
     host.assert_clean();

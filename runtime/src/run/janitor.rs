@@ -83,8 +83,8 @@ fn wait_and_remove(read: OwnedFd, directories: &[PathBuf]) -> bool {
     }
     let _ = std::fs::File::from(read).read(&mut [0]);
     // Whatever cannot be removed is left to the run, or to the next run's sweep.
-    directories
+    let failures = directories
         .iter()
-        .map(|directory| remove_tree(directory))
-        .fold(true, |all, outcome| all && outcome.is_ok())
+        .filter(|directory| remove_tree(directory).is_err());
+    failures.count() == 0
 }

@@ -181,7 +181,7 @@ fn require_kvm() -> Result<()> {
 fn overrides(arguments: &RunArguments, hostname: &str) -> Result<Overrides> {
     let (_, command) = arguments.origin_and_command();
     Ok(Overrides {
-        command: command.to_vec(),
+        command,
         env: arguments
             .env
             .iter()
