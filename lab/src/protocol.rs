@@ -125,6 +125,8 @@ pub enum ToLab {
     StdinEnd,
     /// The terminal has a new size.
     Resize(TerminalSize),
+    /// Asks for [`FromLab::Report`]: what every process waits for.
+    Report,
 }
 
 impl Message for ToLab {
@@ -135,6 +137,7 @@ impl Message for ToLab {
             Self::Stdin(bytes) => (3, bytes.clone()),
             Self::StdinEnd => (4, Vec::new()),
             Self::Resize(size) => (5, to_json(size)),
+            Self::Report => (6, Vec::new()),
         }
     }
 
@@ -145,6 +148,7 @@ impl Message for ToLab {
             3 => Self::Stdin(body),
             4 => Self::StdinEnd,
             5 => Self::Resize(from_json(kind, &body)?),
+            6 => Self::Report,
             _ => return Err(ProtocolError::UnknownKind(kind)),
         })
     }
@@ -167,6 +171,8 @@ pub enum FromLab {
     Exited(u8),
     /// The command could not be run at all.
     Failed(String),
+    /// The processes and what they wait for, as text.
+    Report(String),
 }
 
 impl Message for FromLab {
@@ -179,6 +185,7 @@ impl Message for FromLab {
             Self::Results(bytes) => (132, bytes.clone()),
             Self::Exited(status) => (133, vec![*status]),
             Self::Failed(reason) => (134, reason.clone().into_bytes()),
+            Self::Report(text) => (135, text.clone().into_bytes()),
         }
     }
 
@@ -197,6 +204,7 @@ impl Message for FromLab {
                 _ => return Err(malformed()),
             },
             134 => Self::Failed(String::from_utf8(body).map_err(|_| malformed())?),
+            135 => Self::Report(String::from_utf8(body).map_err(|_| malformed())?),
             _ => return Err(ProtocolError::UnknownKind(kind)),
         })
     }
@@ -261,6 +269,7 @@ mod tests {
             bytes().prop_map(FromLab::Results),
             any::<u8>().prop_map(FromLab::Exited),
             any::<String>().prop_map(FromLab::Failed),
+            any::<String>().prop_map(FromLab::Report),
         ]
     }
 

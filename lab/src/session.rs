@@ -23,6 +23,9 @@ use crate::protocol::{
 /// How much standard input is read at once.
 const PIECE: usize = 32 * 1024;
 
+/// How long the lab may take to report on its processes.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How many random bytes a restored lab gets.
 const ENTROPY: u64 = 64;
 
@@ -31,7 +34,7 @@ const ENTROPY: u64 = 64;
 pub enum Outcome {
     /// By itself, with this status (128 + n for signal n).
     Exited(u8),
-    /// It did not, within its deadline.
+    /// It did not, within its deadline. What its processes wait for was printed.
     TimedOut,
     /// This process got a signal that asks it to end.
     Interrupted,
@@ -132,6 +135,7 @@ impl Session {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
+                self.explain(port)?;
                 return Ok(Outcome::TimedOut);
             }
             let ready = self.wait(port, left)?;
@@ -180,7 +184,7 @@ impl Session {
     /// Handles a message; the command's status if it has ended.
     fn take(&mut self, message: FromLab) -> Result<Option<u8>> {
         match message {
-            FromLab::Alive => {}
+            FromLab::Alive | FromLab::Report(_) => {}
             FromLab::Stdout(bytes) => {
                 let mut stdout = std::io::stdout().lock();
                 stdout
@@ -207,6 +211,33 @@ impl Session {
             FromLab::Failed(reason) => bail!("the lab cannot run the command: {reason}"),
         }
         Ok(None)
+    }
+
+    /// Prints what the lab's processes wait for; that it does not answer, if it hangs itself.
+    fn explain(&mut self, port: &mut UnixStream) -> Result<()> {
+        ToLab::Report.send(port).context("cannot reach the lab")?;
+        let deadline = Instant::now() + REPORT_DEADLINE;
+        loop {
+            while let Some(message) = self.decoder.decode()? {
+                if let FromLab::Report(text) = message {
+                    eprint!("{text}");
+                    return Ok(());
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                eprintln!("lab: the lab itself does not answer: it hangs");
+                return Ok(());
+            }
+            port.set_read_timeout(Some(left))?;
+            let mut bytes = [0; PIECE];
+            match port.read(&mut bytes) {
+                Ok(0) => bail!("the lab ended before the command"),
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("cannot read from the lab"),
+            }
+        }
     }
 
     /// Sends a piece of standard input. What may be under way fits the socket's buffer, so this

@@ -460,7 +460,8 @@ fn the_process_sees_the_share_and_nothing_else() {
         let Ok(path) = fs::read_link(fd.path()) else {
             continue;
         };
-        let harmless = path == Path::new("/") || !path.is_absolute();
+        let harmless =
+            path == Path::new("/") || !path.is_absolute() || path == Path::new("/dev/null");
         let memory = path
             .to_str()
             .is_some_and(|path| path.starts_with("/memfd:"));

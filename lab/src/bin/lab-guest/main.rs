@@ -6,6 +6,7 @@
 
 mod init;
 mod labtime;
+mod processes;
 mod results;
 mod runner;
 

@@ -17,7 +17,7 @@ use rustix::process::{Pid, WaitOptions};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::results;
+use crate::{processes, results};
 
 /// How much is read from a stream at once: a message's body holds it.
 const PIECE: usize = 32 * 1024;
@@ -36,6 +36,7 @@ pub fn serve(port: &File) -> Result<()> {
     loop {
         match link.receive()? {
             Some(ToLab::Ping) => link.send(&FromLab::Alive)?,
+            Some(ToLab::Report) => link.send(&FromLab::Report(processes::report()))?,
             Some(ToLab::Run(command)) => {
                 let outcome = run(&mut link, &children, &command);
                 let answer = outcome.unwrap_or_else(|error| FromLab::Failed(format!("{error:#}")));
@@ -314,6 +315,7 @@ impl Running {
     fn take(&mut self, link: &mut Link<'_>, message: ToLab) -> Result<()> {
         match message {
             ToLab::Ping => link.send(&FromLab::Alive)?,
+            ToLab::Report => link.send(&FromLab::Report(processes::report()))?,
             ToLab::Stdin(bytes) => self.pending.extend(bytes),
             ToLab::StdinEnd => self.stdin_ends = true,
             ToLab::Resize(size) => {
