@@ -19,11 +19,23 @@ use clap::Parser;
 const EXIT_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    log();
     // A role is picked before the command line is parsed: its start is part of a container's.
     if let Some(role) = roles::from_arguments() {
         return role.main();
     }
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A stream that cannot be written to has nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_FAILURE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     let outcome = match &cli.command {
         cli::Command::Run(arguments) => run::run(&cli.directories, arguments),
         cli::Command::Check(arguments) => check::check(&cli.directories, arguments),
@@ -35,4 +47,15 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_FAILURE)
         }
     }
+}
+
+/// Warnings of all crates go to standard error, in every role.
+fn log() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .init();
 }

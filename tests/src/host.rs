@@ -145,7 +145,7 @@ impl Host {
         let files = ["root/runs", "state"]
             .into_iter()
             .flat_map(|place| entries(&root.join(place)));
-        let partial = entries(&root.join("root/images/partial")).into_iter();
+        let partial = entries(&root.join("root/images/tmp")).into_iter();
         processes
             .chain(mounts)
             .chain(files)

@@ -2,6 +2,7 @@
 //! Whatever dies, the others notice, say so once, and leave nothing behind.
 
 use std::fs::{self, File};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,54 @@ fn killed_run_leaves_nothing(#[case] milliseconds: u64) {
     run.signal(libc::SIGKILL);
 
     run.finish().expect(137);
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::killed(libc::SIGKILL, 137)]
+#[case::interrupted(libc::SIGINT, 130)]
+fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] status: i32) {
+    let host = Host::new();
+    let run = host.start(host.coracle(&["run", &image("debian"), "true"]));
+    let partial = host.images().join("tmp");
+    while fs::read_dir(&partial).map_or(0, Iterator::count) == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+
+    run.signal(signal);
+
+    run.finish().expect(status);
+    host.assert_clean();
+    assert!(
+        !host.images().join("sha256").exists(),
+        "no image is there, since none was whole"
+    );
+}
+
+#[test]
+fn killed_janitor_is_not_missed() {
+    let host = Host::new();
+    let words = [
+        "run",
+        &image("busybox"),
+        "sh",
+        "-c",
+        "echo ready; read word; exit 3",
+    ];
+    let mut command = host.coracle(&words);
+    command.stdin(Stdio::piped());
+    let mut run = host.start(command);
+    assert_eq!(run.line(), "ready");
+    let processes = host.processes();
+    // It is the fork of the run that is not the run: it has the run's command line.
+    let ours =
+        |(process, words): &&(i32, String)| *process != run.id() && words.contains("\0run\0");
+    let (janitor, _) = processes.iter().find(ours).expect("there is a janitor");
+
+    kill(*janitor);
+    drop(run.stdin());
+
+    run.finish().expect(3);
     host.assert_clean();
 }
 

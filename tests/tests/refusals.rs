@@ -31,6 +31,7 @@ fn assert_refused(host: &Host, run: Finished, status: i32, words: &[&str]) {
 #[case::unknown_group(&["-u", "0:nogrouphere", "BUSYBOX", "true"], 125, &["nogrouphere"])]
 #[case::volume_of_a_missing_path(&["-v", "/no/such/path:/data", "BUSYBOX", "true"], 125, &["/no/such/path"])]
 #[case::memory_too_small(&["--memory", "8", "BUSYBOX", "true"], 125, &["8 MiB"])]
+#[case::memory_just_too_small(&["--memory", "95", "BUSYBOX", "true"], 125, &["95 MiB"])]
 #[case::no_such_rootfs(&["--rootfs", "/no/such/tree", "true"], 125, &["/no/such/tree"])]
 #[case::kernel_missing(&["--kernel", "/no/such/kernel", "BUSYBOX", "true"], 125, &["/no/such/kernel", "--kernel"])]
 #[case::kernel_that_is_no_kernel(&["--kernel", "/bin/busybox", "BUSYBOX", "true"], 125, &["/bin/busybox"])]
@@ -87,6 +88,54 @@ fn layer_with_another_digest_is_refused() {
                 .next()
                 .is_none()
     );
+}
+
+#[rstest]
+#[case::parent("../escaped", None)]
+#[case::absolute("/../../escaped", None)]
+#[case::link_to_outside("link", Some("../../../../etc/passwd"))]
+fn layer_that_reaches_outside_is_refused(#[case] path: &str, #[case] hard_link_to: Option<&str>) {
+    let host = Host::new();
+    let layout = copy_of_busybox(&host);
+    let layer = host.files().join("layer.tar");
+    fs::write(&layer, tar_of(path, hard_link_to)).unwrap();
+    let tagged = format!("{}:latest", layout.display());
+    umoci(&[
+        "raw",
+        "add-layer",
+        "--image",
+        &tagged,
+        layer.to_str().unwrap(),
+    ]);
+
+    let run = host.run(&["run", &tagged, "true"]);
+
+    assert_refused(&host, run, 125, &["layer", path]);
+    assert!(!host.files().join("escaped").exists());
+}
+
+#[rstest]
+#[case::volume(&["-v", "nonsense", "BUSYBOX", "true"], "nonsense")]
+#[case::cpus(&["--cpus", "0", "BUSYBOX", "true"], "--cpus")]
+#[case::option(&["--nonsense", "BUSYBOX", "true"], "--nonsense")]
+fn wrong_usage_has_the_status_of_our_own_failures(#[case] words: &[&str], #[case] says: &str) {
+    let host = Host::new();
+
+    let run = host.run(&[&["run"], words].concat()).expect(125);
+
+    assert!(run.stderr.contains(says), "{}", run.stderr);
+    host.assert_clean();
+}
+
+#[test]
+fn least_memory_is_enough() {
+    let host = Host::new();
+
+    let run = host
+        .run(&["run", "--memory", "96", &image("busybox"), "echo", "enough"])
+        .expect(0);
+
+    assert_eq!(run.text(), "enough");
 }
 
 #[test]
@@ -157,6 +206,26 @@ fn copy_of_busybox(host: &Host) -> std::path::PathBuf {
         .unwrap();
     assert!(status.success());
     layout
+}
+
+/// An archive of one entry, a file or a hard link, whose names are as given: well-behaved tools make none like it.
+fn tar_of(path: &str, hard_link_to: Option<&str>) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    let mut put =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, path);
+    put(100, "0000644");
+    put(108, "0000000");
+    put(116, "0000000");
+    put(124, "00000000000");
+    put(136, "00000000000");
+    put(148, "        ");
+    put(156, if hard_link_to.is_some() { "1" } else { "0" });
+    put(157, hard_link_to.unwrap_or_default());
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().copied().map(u32::from).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    [header.as_slice(), &[0; 1024]].concat()
 }
 
 fn umoci(words: &[&str]) {

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use coracle_tests::{Host, image};
+use coracle_guest::cpio::Archive;
+use coracle_tests::{Host, image, path_from_environment};
 
 #[test]
 fn what_a_container_writes_to_a_volume_is_on_the_host() {
@@ -55,6 +56,69 @@ fn read_only_volume_is_refused_by_the_host_whatever_the_guest_mounts() {
         coracle_oci::tree_hash::tree_hash(&directory).unwrap(),
         before
     );
+}
+
+/// What a guest does whose kernel belongs to an attacker: no agent, no container, only the share.
+const HOSTILE_INIT: &str = "#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /dev /share
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+while read module; do /bin/busybox insmod /modules/$module; done < /modules/order
+/bin/busybox mount -t virtiofs share /share
+exec > /dev/hvc0 2>&1
+cd /share/volumes/0
+for attempt in 'echo x > /share/new' 'echo x > /share/volumes/new' 'echo x > file' 'echo x >> file' '/bin/busybox rm file' 'echo x > new' '/bin/busybox mkdir new' \\
+    '/bin/busybox mv file moved' '/bin/busybox ln file link' '/bin/busybox chmod 777 file' '/bin/busybox chown 7 file' \\
+    '/bin/busybox touch file' '/bin/busybox truncate -s 0 file' '/bin/busybox mknod null c 1 3'; do
+    if (eval $attempt) 2>/dev/null; then echo done: $attempt; else echo refused; fi
+done
+echo read: $(/bin/busybox cat file)
+/bin/busybox reboot -f
+";
+
+#[test]
+fn guest_without_our_agent_cannot_write_a_read_only_volume() {
+    let host = Host::new();
+    let directory = host.files().join("volume");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("file"), "kept").unwrap();
+    let before = coracle_oci::tree_hash::tree_hash(&directory).unwrap();
+    let initrd = host.files().join("hostile.cpio");
+    let ours = path_from_environment("CORACLE_GUEST").join("initramfs.cpio");
+    // Of two archives in a row, the kernel takes each file from the last that has it.
+    let mut archive = Archive::new(fs::read(ours).unwrap());
+    archive.directory("bin", 0o755).unwrap();
+    let busybox = fs::read("/bin/busybox").unwrap();
+    archive.file("bin/busybox", 0o755, &busybox).unwrap();
+    archive
+        .file("init", 0o755, HOSTILE_INIT.as_bytes())
+        .unwrap();
+    fs::write(&initrd, archive.finish().unwrap()).unwrap();
+    let volume = format!("{}:/data:ro", directory.display());
+
+    let words = [
+        "run",
+        "--initrd",
+        initrd.to_str().unwrap(),
+        "-v",
+        &volume,
+        &image("busybox"),
+        "true",
+    ];
+    let run = host.run(&words).expect(125);
+
+    assert!(run.stderr.contains("guest| read: kept"), "{}", run.stderr);
+    assert_eq!(
+        run.stderr.matches("guest| refused").count(),
+        14,
+        "{}",
+        run.stderr
+    );
+    assert_eq!(
+        coracle_oci::tree_hash::tree_hash(&directory).unwrap(),
+        before
+    );
+    host.assert_clean();
 }
 
 #[test]

@@ -93,6 +93,14 @@ impl Store {
         Ok(store)
     }
 
+    /// Removes what dead processes left half unpacked in the cache below `root`, which need not exist.
+    pub fn sweep(root: impl AsRef<Path>) {
+        let store = Self {
+            images: root.as_ref().join("images"),
+        };
+        store.remove_stale();
+    }
+
     /// The tree of `image`, unpacked from `source` if it is not cached.
     ///
     /// Processes that ask for the same image at once unpack it once.

@@ -5,12 +5,16 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use rustix::thread::CapabilitySet;
+
 use super::report::Finding;
 
 /// First kernel version with every system call that a run makes (`mount_setattr`).
 const OLDEST_KERNEL: (u32, u32) = (5, 12);
 /// Memory for one guest of the default size and what runs beside it, in MiB.
 const LEAST_MEMORY_MIB: u64 = 320;
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
 /// Room for a small image, in MiB.
 const LEAST_ROOM_MIB: u64 = 256;
 
@@ -19,17 +23,21 @@ pub fn read_text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Whether this user may make mounts and namespaces.
+/// Whether this process may make mounts and namespaces.
 pub fn privilege() -> Finding {
     const NAME: &str = "privilege";
-    if rustix::process::geteuid().is_root() {
-        Finding::ok(NAME, "runs as root")
-    } else {
-        Finding::missing(
+    let remedy = "run as root, outside of any container that withholds CAP_SYS_ADMIN: a container's file system is \
+                  mounted on the host";
+    match rustix::thread::capabilities(None) {
+        _ if !rustix::process::geteuid().is_root() => Finding::missing(
             NAME,
             format!("runs as user {}", rustix::process::geteuid()),
-            "run as root: a container's file system is mounted on the host",
-        )
+            remedy,
+        ),
+        Ok(sets) if sets.effective.contains(CapabilitySet::SYS_ADMIN) => {
+            Finding::ok(NAME, "runs as root")
+        }
+        _ => Finding::missing(NAME, "runs as root without CAP_SYS_ADMIN", remedy),
     }
 }
 
@@ -53,21 +61,34 @@ pub fn kernel(release: &str) -> Finding {
     }
 }
 
-/// Whether writable layers can be mounted.
-pub fn overlay(filesystems: &str) -> Finding {
+/// Whether writable layers can be mounted, by the file systems that the kernel has and the modules it could load.
+pub fn overlay(filesystems: &str, modules: &str) -> Finding {
     const NAME: &str = "overlay";
-    if filesystems
+    let has = filesystems
         .lines()
-        .any(|line| line.split_ascii_whitespace().last() == Some("overlay"))
-    {
-        return Finding::ok(NAME, "the kernel has the overlay file system");
+        .any(|line| line.split_ascii_whitespace().last() == Some("overlay"));
+    let could = modules
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .any(|(path, _)| {
+            path.rsplit('/')
+                .next()
+                .is_some_and(|name| name.starts_with("overlay.ko"))
+        });
+    if has {
+        Finding::ok(NAME, "the kernel has the overlay file system")
+    } else if could {
+        Finding::ok(
+            NAME,
+            "the kernel loads the overlay file system when it is asked for",
+        )
+    } else {
+        Finding::missing(
+            NAME,
+            "the kernel has no overlay file system, nor a module of it",
+            "use a kernel with CONFIG_OVERLAY_FS",
+        )
     }
-    // Mounting would load the module; asking about it must not.
-    Finding::missing(
-        NAME,
-        "the kernel has no overlay file system loaded",
-        "modprobe overlay",
-    )
 }
 
 /// Whether a file of the guest is there and begins as it should.
@@ -107,6 +128,16 @@ pub fn store(root: &Path) -> Finding {
             NAME,
             format!("{} cannot be written to", existing.display()),
             "run as a user who may write there, or name another directory with --root",
+        );
+    }
+    if rustix::fs::statfs(existing).is_ok_and(|info| info.f_type == OVERLAY) {
+        return Finding::missing(
+            NAME,
+            format!(
+                "{} is on an overlay, which cannot hold a container's writable layer",
+                existing.display()
+            ),
+            "name a directory on another file system with --root, or mount a tmpfs there",
         );
     }
     match rustix::fs::statvfs(existing) {
@@ -230,11 +261,20 @@ mod tests {
     }
 
     #[rstest]
-    #[case("nodev\tsysfs\n\text4\nnodev\toverlay\n", Status::Ok)]
-    #[case("nodev\tsysfs\n", Status::Missing)]
-    #[case("nodev\toverlayfs2\n", Status::Missing)]
-    fn overlay_is_a_name_of_its_own(#[case] filesystems: &str, #[case] status: Status) {
-        assert_eq!(overlay(filesystems).status, status);
+    #[case::has("nodev\tsysfs\n\text4\nnodev\toverlay\n", "", Status::Ok)]
+    #[case::could(
+        "nodev\tsysfs\n",
+        "kernel/fs/overlayfs/overlay.ko.xz: kernel/fs/x.ko\n",
+        Status::Ok
+    )]
+    #[case::neither("nodev\tsysfs\n", "kernel/fs/fuse/fuse.ko:\n", Status::Missing)]
+    #[case::another("nodev\toverlayfs2\n", "kernel/myoverlay.ko:\n", Status::Missing)]
+    fn overlay_is_a_name_of_its_own(
+        #[case] filesystems: &str,
+        #[case] modules: &str,
+        #[case] status: Status,
+    ) {
+        assert_eq!(overlay(filesystems, modules).status, status);
     }
 
     #[rstest]

@@ -27,6 +27,7 @@ pub fn check(directories: &Directories, arguments: &CheckArguments) -> Result<u8
 
 fn findings(directories: &Directories) -> Vec<Finding> {
     let guest = GuestFiles::find(&directories.guest, None, None);
+    let release = host::read_text("/proc/sys/kernel/osrelease");
     vec![
         kvm::device(Path::new("/dev/kvm")),
         kvm::cpu(
@@ -35,8 +36,11 @@ fn findings(directories: &Directories) -> Vec<Finding> {
         ),
         kvm::capabilities(),
         host::privilege(),
-        host::kernel(&host::read_text("/proc/sys/kernel/osrelease")),
-        host::overlay(&host::read_text("/proc/filesystems")),
+        host::kernel(&release),
+        host::overlay(
+            &host::read_text("/proc/filesystems"),
+            &host::read_text(&format!("/lib/modules/{}/modules.dep", release.trim())),
+        ),
         host::guest_file("guest kernel", &guest.kernel, b"\x7fELF"),
         host::guest_file("guest initial file system", &guest.initramfs, b"070701"),
         host::store(&directories.root),

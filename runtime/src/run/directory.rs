@@ -49,7 +49,7 @@ impl RunDirectory {
         let id = new_id()?;
         let layer = runs.join(&id);
         let state = directories.state.join(&id);
-        let janitor = Janitor::start(vec![state.clone(), layer.clone()])?;
+        let janitor = Janitor::start(vec![state.clone(), layer.clone()], directories.root.clone())?;
         make_directory(&layer)?;
         let lock =
             File::open(&layer).with_context(|| format!("cannot open {}", layer.display()))?;

@@ -2,7 +2,7 @@
 //! The way to a guest's agent: sockets, the agent's hello, and calls with deadlines.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -96,19 +96,15 @@ impl Listeners {
             .ready
             .accept()
             .with_context(|| format!("cannot accept {what}'s connection"))?;
-        ready
-            .set_read_timeout(Some(CALL))
-            .context("cannot set a socket's deadline")?;
-        Hello::read(BufReader::new(&ready)).with_context(|| format!("{what} said no hello"))?;
+        Hello::read(BufReader::new(Until::new(&ready)))
+            .with_context(|| format!("{what} said no hello"))?;
 
         let path = self.directory.join(SOCKET);
         let mut stream = through_descriptor(&path, UnixStream::connect)
             .with_context(|| format!("cannot connect to {}", path.display()))?;
-        stream
-            .set_read_timeout(Some(CALL))
-            .context("cannot set a socket's deadline")?;
         writeln!(stream, "CONNECT {AGENT_PORT}").with_context(|| format!("cannot call {what}"))?;
-        read_acknowledgement(&mut stream).with_context(|| format!("{what} does not take calls"))?;
+        read_acknowledgement(Until::new(&stream))
+            .with_context(|| format!("{what} does not take calls"))?;
         stream
             .set_read_timeout(None)
             .context("cannot set a socket's deadline")?;
@@ -286,8 +282,34 @@ fn wait_readable(
     }
 }
 
+/// A stream that is read until a deadline, however small the pieces in which it comes.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl<'a> Until<'a> {
+    fn new(stream: &'a UnixStream) -> Self {
+        Self {
+            stream,
+            deadline: Instant::now() + CALL,
+        }
+    }
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
 /// Reads `OK <port>`, the VMM's word that a connection stands.
-fn read_acknowledgement(stream: &mut UnixStream) -> Result<()> {
+fn read_acknowledgement(mut stream: impl Read) -> Result<()> {
     let mut line = Vec::new();
     // Byte by byte: what follows the line is the agent's.
     while line.last() != Some(&b'\n') {
@@ -310,8 +332,8 @@ fn read_acknowledgement(stream: &mut UnixStream) -> Result<()> {
 /// Calls `act` with a short path to `path`: a socket's path is limited to 107 bytes.
 pub fn through_descriptor<T>(
     path: &Path,
-    act: impl FnOnce(PathBuf) -> std::io::Result<T>,
-) -> std::io::Result<T> {
+    act: impl FnOnce(PathBuf) -> io::Result<T>,
+) -> io::Result<T> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return act(path.to_owned());
     };

@@ -7,9 +7,10 @@
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coracle_oci::store::Store;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::directory::remove_tree;
@@ -21,10 +22,11 @@ pub struct Janitor {
 }
 
 impl Janitor {
-    /// Forks a janitor for `directories`, removed in this order when the run is gone.
+    /// Forks a janitor for `directories`, removed in this order when the run is gone, and for what a killed run left
+    /// half unpacked in the image store at `store`.
     ///
     /// To be called while the process has one thread.
-    pub fn start(directories: Vec<PathBuf>) -> Result<Self> {
+    pub fn start(directories: Vec<PathBuf>, store: PathBuf) -> Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .context("cannot make a pipe")?;
         // SAFETY: the process has one thread (the caller's promise), so the child may do whatever
@@ -33,7 +35,7 @@ impl Janitor {
             -1 => Err(std::io::Error::last_os_error())
                 .context("cannot fork the process that cleans up"),
             0 => {
-                let removed = wait_and_remove(read, &directories);
+                let removed = wait_and_remove(read, &directories, &store);
                 // SAFETY: ends this process at once; what the parent registered for its own exit
                 // must not run here.
                 unsafe { libc::_exit(i32::from(!removed)) }
@@ -57,7 +59,7 @@ impl Janitor {
 }
 
 /// The janitor's life: block until the run's end of the pipe closes, then remove. Says whether all is gone.
-fn wait_and_remove(read: OwnedFd, directories: &[PathBuf]) -> bool {
+fn wait_and_remove(read: OwnedFd, directories: &[PathBuf], store: &Path) -> bool {
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let keep = u32::try_from(read.as_raw_fd()).unwrap_or(0);
@@ -82,6 +84,7 @@ fn wait_and_remove(read: OwnedFd, directories: &[PathBuf]) -> bool {
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     let _ = std::fs::File::from(read).read(&mut [0]);
+    Store::sweep(store);
     // Whatever cannot be removed is left to the run, or to the next run's sweep.
     let failures = directories
         .iter()

@@ -97,7 +97,10 @@ impl Machine {
     }
 
     /// Waits until the guest runs.
-    pub fn wait_until_running(&mut self) -> Result<()> {
+    pub fn wait_until_running(&mut self, timeout: Duration) -> Result<()> {
+        self.control
+            .set_read_timeout(Some(timeout))
+            .context("cannot set a socket's deadline")?;
         match self.next_event() {
             Some(Event::Running) => Ok(()),
             event => Err(self.explain_event(event, anyhow!("the VMM said nothing"))),
@@ -203,7 +206,7 @@ impl Numbered {
 
     /// The number that `descriptor` will have.
     fn add(&mut self, descriptor: OwnedFd) -> i32 {
-        let number = (FIRST_FD..).zip(&self.0).count();
+        let number = self.0.len();
         self.0.push(descriptor);
         FIRST_FD + i32::try_from(number).unwrap_or(i32::MAX)
     }

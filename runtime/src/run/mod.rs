@@ -72,9 +72,10 @@ fn run_container(directories: &Directories, arguments: &RunArguments) -> Result<
 
     // Directories and mounts come before threads: they fork and change namespaces.
     let directory = RunDirectory::create(directories)?;
-    let signals = Forwarding::catch()?;
     let overrides = overrides(arguments, directory.id())?;
     let tree = Tree::find(&directories.root, arguments)?;
+    // Until here a signal ends the process, and the janitor cleans up.
+    let signals = Forwarding::catch()?;
     let plan = SandboxPlan::new(Request {
         id: directory.id(),
         vm: VmShape {
@@ -93,16 +94,19 @@ fn run_container(directories: &Directories, arguments: &RunArguments) -> Result<
             guest_share: Path::new(SHARE_PATH),
         },
     })?;
-    share(&plan)?;
+    share(&plan, &directory)?;
     serve(&plan, &directory, &guest, arguments, signals)
 }
 
-/// Builds the tree that the guest sees.
-fn share(plan: &SandboxPlan) -> Result<()> {
+/// Builds the tree that the guest sees: mount points on a mount that nobody can write to, and what is mounted there.
+fn share(plan: &SandboxPlan, directory: &RunDirectory) -> Result<()> {
     mounts::enter_namespace()?;
     let rootfs = &plan.rootfs;
-    fs::create_dir(&rootfs.mount_point)
-        .with_context(|| format!("cannot make the directory {}", rootfs.mount_point.display()))?;
+    mounts::make_point(&rootfs.lower, &rootfs.mount_point)?;
+    for volume in &plan.volumes {
+        mounts::make_point(&volume.source, &volume.mount_point)?;
+    }
+    mounts::seal(&directory.share())?;
     mounts::overlay(
         &rootfs.lower,
         &rootfs.upper,
@@ -113,10 +117,6 @@ fn share(plan: &SandboxPlan) -> Result<()> {
         workdir::make(&rootfs.mount_point, process.cwd())?;
     }
     for volume in &plan.volumes {
-        if let Some(parent) = volume.mount_point.parent() {
-            fs::create_dir_all(parent)
-                .with_context(|| format!("cannot make the directory {}", parent.display()))?;
-        }
         mounts::bind(&volume.source, volume.read_only, &volume.mount_point)?;
     }
     Ok(())
@@ -132,7 +132,7 @@ fn serve(
 ) -> Result<u8> {
     let listeners = Listeners::bind(&directory.vsock())?;
     let mut machine = Machine::start(plan, directory, guest)?;
-    machine.wait_until_running()?;
+    machine.wait_until_running(arguments.boot_timeout)?;
     let outcome = converse(plan, listeners, &machine, arguments, signals);
     outcome.map_err(|error| {
         // What the guest refused, or the user interrupted, needs no explanation.

@@ -74,29 +74,43 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
     attach(mount.as_fd(), target)
 }
 
-/// Binds the file or directory `source`, with the mounts below it, at `target`, which is made.
+/// Makes the point at which `source`, a file or a directory, will be mounted, with the directories above it.
+pub fn make_point(source: &Path, point: &Path) -> Result<()> {
+    let is_directory = fs::metadata(source)
+        .with_context(|| format!("cannot look at {}", source.display()))?
+        .is_dir();
+    let parent = point.parent().unwrap_or(point);
+    let made = fs::create_dir_all(parent).and_then(|()| {
+        if is_directory {
+            fs::create_dir(point)
+        } else {
+            File::create(point).map(drop)
+        }
+    });
+    made.with_context(|| format!("cannot make the mount point {}", point.display()))
+}
+
+/// Makes `directory` itself, but nothing that is mounted in it later, read-only: a guest that sees it could
+/// otherwise fill the file system that it is on.
+pub fn seal(directory: &Path) -> Result<()> {
+    let what = || format!("cannot make {} read-only", directory.display());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, directory, flags).with_context(what)?;
+    set_read_only(tree.as_fd()).with_context(what)?;
+    attach(tree.as_fd(), directory)
+}
+
+/// Binds the file or directory `source`, with the mounts below it, at `target`.
 pub fn bind(source: &Path, read_only: bool, target: &Path) -> Result<()> {
-    let tree = open_tree(
-        CWD,
-        source,
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE,
-    )
-    .with_context(|| format!("cannot share {} with the container", source.display()))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, source, flags)
+        .with_context(|| format!("cannot share {} with the container", source.display()))?;
     if read_only {
         set_read_only(tree.as_fd())
             .with_context(|| format!("cannot make the share of {} read-only", source.display()))?;
     }
-    let is_directory = fs::metadata(source)
-        .with_context(|| format!("cannot look at {}", source.display()))?
-        .is_dir();
-    let made = if is_directory {
-        fs::create_dir(target)
-    } else {
-        File::create(target).map(drop)
-    };
-    made.with_context(|| format!("cannot make the mount point {}", target.display()))?;
     attach(tree.as_fd(), target)
 }
 
