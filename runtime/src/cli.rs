@@ -49,6 +49,19 @@ pub struct Directories {
     pub guest: PathBuf,
 }
 
+impl Directories {
+    /// The same places, whatever directory a process is in: the one that cleans up is in another.
+    pub fn absolute(&self) -> Self {
+        // It fails only where there is no current directory; then a relative path means nothing anyway.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Self {
+            root: absolute(&self.root),
+            state: absolute(&self.state),
+            guest: absolute(&self.guest),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run an image's container in a virtual machine of its own

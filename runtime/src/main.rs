@@ -7,12 +7,15 @@
 mod check;
 mod cli;
 mod guest_files;
+mod printable;
 mod roles;
 mod run;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use printable::printable;
 
 /// Exit status of `coracle` for failures of its own, as opposed to the container's: the number
 /// that container engines use for it.
@@ -36,14 +39,15 @@ fn main() -> ExitCode {
             };
         }
     };
+    let directories = cli.directories.absolute();
     let outcome = match &cli.command {
-        cli::Command::Run(arguments) => run::run(&cli.directories, arguments),
-        cli::Command::Check(arguments) => check::check(&cli.directories, arguments),
+        cli::Command::Run(arguments) => run::run(&directories, arguments),
+        cli::Command::Check(arguments) => check::check(&directories, arguments),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("coracle: {error:#}");
+            eprintln!("coracle: {}", printable(&format!("{error:#}")));
             ExitCode::from(EXIT_FAILURE)
         }
     }

@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+use coracle_virtiofs::passthrough::FsConfig;
 use coracle_virtiofs::role::RoleConfig;
 
 /// What a process of a run does.
@@ -12,7 +13,8 @@ use coracle_virtiofs::role::RoleConfig;
 pub enum Role {
     /// Runs the virtual machine. Descriptor 3 is its control socket.
     Vmm,
-    /// Serves the shared directory. Descriptor 3 is the socket it listens on, 4 the directory.
+    /// Serves the shared directory. Descriptor 3 is the socket it listens on, 4 the directory; the word is the
+    /// guest's memory in MiB, by which it is bounded what the guest may keep open.
     Fs,
 }
 
@@ -52,7 +54,12 @@ impl Role {
 
 /// Serves the directory that was handed over, until the guest is gone.
 fn serve_files() -> ExitCode {
-    match coracle_virtiofs::role::main(None, RoleConfig::default()) {
+    let memory = std::env::args().nth(2).and_then(|word| word.parse().ok());
+    let config = RoleConfig {
+        fs: memory.map_or_else(FsConfig::default, FsConfig::for_guest_memory),
+        ..RoleConfig::default()
+    };
+    match coracle_virtiofs::role::main(None, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("coracle: {:#}", anyhow::Error::new(error));

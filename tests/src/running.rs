@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A run that goes on. Its standard error is gathered from the start.
 pub struct Running {
     child: Child,
+    /// Dropped when the run has ended: until then, the watchdog kills it after a while.
+    watched: Sender<()>,
     stdout: Option<BufReader<ChildStdout>>,
     stderr: JoinHandle<String>,
 }
@@ -50,6 +52,7 @@ impl Running {
             String::from_utf8_lossy(&text).into_owned()
         });
         Self {
+            watched: watch(child.id().cast_signed()),
             child,
             stdout,
             stderr,
@@ -104,21 +107,12 @@ impl Running {
 
     /// Waits for the end.
     pub fn finish(mut self) -> Finished {
-        let process = self.id();
-        let (done, ended) = mpsc::channel::<()>();
-        let watchdog = thread::spawn(move || {
-            if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                // SAFETY: the process has not been waited for, so the number is its own.
-                unsafe { libc::kill(process, libc::SIGKILL) };
-            }
-        });
         let mut stdout = Vec::new();
         if let Some(mut pipe) = self.stdout.take() {
             pipe.read_to_end(&mut stdout).expect("a pipe can be read");
         }
         let status = self.child.wait().expect("a child can be waited for");
-        drop(done);
-        watchdog.join().expect("the watchdog does not panic");
+        drop(self.watched);
         let status = status
             .code()
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -128,6 +122,18 @@ impl Running {
             stderr: self.stderr.join().expect("the reader does not panic"),
         }
     }
+}
+
+/// Kills a process after [`PATIENCE`], unless what this returns is dropped before.
+fn watch(process: i32) -> Sender<()> {
+    let (alive, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            // SAFETY: the process has not been waited for, so the number is its own.
+            unsafe { libc::kill(process, libc::SIGKILL) };
+        }
+    });
+    alive
 }
 
 impl Finished {

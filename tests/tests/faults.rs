@@ -2,7 +2,8 @@
 //! Whatever dies, the others notice, say so once, and leave nothing behind.
 
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,9 @@ fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] st
     let host = Host::new();
     let run = host.start(host.coracle(&["run", &image("debian"), "true"]));
     let partial = host.images().join("tmp");
+    let deadline = Instant::now() + Duration::from_secs(30);
     while fs::read_dir(&partial).map_or(0, Iterator::count) == 0 {
+        assert!(Instant::now() < deadline, "the run unpacks its image");
         thread::sleep(Duration::from_millis(5));
     }
 
@@ -72,17 +75,26 @@ fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] st
 }
 
 #[test]
-fn killed_janitor_is_not_missed() {
+fn killed_janitor_is_not_missed_and_volumes_are_kept() {
     let host = Host::new();
-    let words = [
+    let volume = host.files().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("file"), "kept").unwrap();
+    // The state is reached by a name that the kernel's list of mounts does not have.
+    let state = host.files().join("state");
+    fs::create_dir_all(state.with_file_name("../state")).unwrap();
+    symlink("../state", &state).unwrap();
+    let shared = format!("{}:/data", volume.display());
+    let mut command = host.coracle(&[
         "run",
+        "-v",
+        &shared,
         &image("busybox"),
         "sh",
         "-c",
         "echo ready; read word; exit 3",
-    ];
-    let mut command = host.coracle(&words);
-    command.stdin(Stdio::piped());
+    ]);
+    command.stdin(Stdio::piped()).env("CORACLE_STATE", &state);
     let mut run = host.start(command);
     assert_eq!(run.line(), "ready");
     let processes = host.processes();
@@ -95,6 +107,32 @@ fn killed_janitor_is_not_missed() {
     drop(run.stdin());
 
     run.finish().expect(3);
+    host.assert_clean();
+    assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "kept");
+}
+
+#[test]
+fn writable_layer_is_removed_however_deep_it_is() {
+    let host = Host::new();
+    let script = "mkdir -p $(yes d/ | head -n 300 | tr -d '\\n') && echo made";
+    let coracle = host.coracle(&[]);
+    // Fewer descriptors than levels.
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=200:4096").arg(coracle.get_program());
+    command.args(["run", &image("busybox"), "sh", "-c", script]);
+    command.envs(
+        coracle
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+
+    let run = host.start(command).finish().expect(0);
+
+    assert_eq!((run.text().as_str(), run.stderr.as_str()), ("made", ""));
     host.assert_clean();
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use coracle_tests::{Finished, Host, image};
 use rstest::rstest;
@@ -171,9 +171,56 @@ fn user_without_the_right_to_kvm_is_told_so() {
 
     let run = command.output().unwrap();
 
-    assert_eq!(run.status.code(), Some(125));
     let said = String::from_utf8_lossy(&run.stderr);
-    assert!(said.contains("root") || said.contains("/dev/kvm"), "{said}");
+    assert_eq!(run.status.code(), Some(125), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("cannot open /dev/kvm") && said.contains("ermission denied"),
+        "{said}"
+    );
+    assert!(!root.join("root").exists() && !root.join("state").exists());
+}
+
+#[test]
+fn host_without_kvm_is_told_so() {
+    let host = Host::new();
+    let coracle = host.coracle(&[]);
+    // A device directory of its own, with what programs expect but KVM.
+    let script = "mount -t tmpfs dev /dev && mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(coracle.get_program());
+    command.args(["run", &image("busybox"), "true"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.envs(
+        coracle
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+
+    let run = host.start(command).finish();
+
+    assert_refused(&host, run, 125, &["cannot open /dev/kvm", "coracle check"]);
+}
+
+#[test]
+fn text_of_an_image_does_not_steer_the_terminal() {
+    let host = Host::new();
+
+    let run = host
+        .run(&["run", &image("busybox"), "/\u{1b}]52;c;\u{7}"])
+        .expect(127);
+
+    assert!(run.stderr.contains("52;c;"), "{}", run.stderr);
+    assert!(
+        !run.stderr.chars().any(|c| c.is_control() && c != '\n'),
+        "{:?}",
+        run.stderr
+    );
 }
 
 #[test]

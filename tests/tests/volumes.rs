@@ -2,6 +2,8 @@
 //! Files and directories of the host inside a container.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use coracle_guest::cpio::Archive;
 use coracle_tests::{Host, image, path_from_environment};
@@ -56,6 +58,45 @@ fn read_only_volume_is_refused_by_the_host_whatever_the_guest_mounts() {
         coracle_oci::tree_hash::tree_hash(&directory).unwrap(),
         before
     );
+}
+
+#[test]
+fn what_the_host_mounts_later_does_not_appear_in_a_read_only_volume() {
+    let host = Host::new();
+    let directory = host.files().join("volume");
+    let later = directory.join("later");
+    fs::create_dir_all(&later).unwrap();
+    let volume = format!("{}:/data:ro", directory.display());
+    let script = "echo ready; read word; echo x > /data/later/new; ls /data/later";
+    let mut command = host.coracle(&["run", "-v", &volume, &image("busybox"), "sh", "-c", script]);
+    command.stdin(Stdio::piped());
+    let mut run = host.start(command);
+    assert_eq!(run.line(), "ready");
+
+    mount(&["-t", "tmpfs", "later", later.to_str().unwrap()]);
+    fs::write(later.join("of the host"), "").unwrap();
+    drop(run.stdin());
+    let run = run.finish().expect(0);
+    let there = fs::read_dir(&later).unwrap().count();
+    unmount(&later);
+
+    assert_eq!(run.text(), "");
+    assert!(
+        run.stderr.contains("Read-only file system"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(there, 1, "the container has written nothing");
+}
+
+fn mount(words: &[&str]) {
+    let status = Command::new("mount").args(words).status().unwrap();
+    assert!(status.success(), "mount {words:?}: {status}");
+}
+
+fn unmount(point: &Path) {
+    let status = Command::new("umount").arg(point).status().unwrap();
+    assert!(status.success(), "umount {}: {status}", point.display());
 }
 
 /// What a guest does whose kernel belongs to an attacker: no agent, no container, only the share.

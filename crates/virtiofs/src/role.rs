@@ -46,6 +46,14 @@ pub enum RoleError {
         /// Why it cannot be used.
         source: io::Error,
     },
+    /// Descriptors that the process inherited besides those cannot be closed.
+    #[error("cannot close what the file server has inherited from descriptor {first} on")]
+    Close {
+        /// Number of the first.
+        first: RawFd,
+        /// Why.
+        source: io::Error,
+    },
     /// The shared directory cannot be opened.
     #[error("cannot open {} to share it", .path.display())]
     Directory {
@@ -68,9 +76,16 @@ pub enum RoleError {
 /// Serves the directory at `path`, or the one inherited as [`DIRECTORY_FD`], to the virtual machine that
 /// connects to the socket inherited as [`LISTENER_FD`]. Ends when that hangs up.
 ///
+/// To be called before the process opens anything: whatever else it has inherited, but for its standard streams, is
+/// closed, since it would lead out of the sandbox.
+///
 /// # Errors
 /// [`RoleError`].
 pub fn main(path: Option<&Path>, config: RoleConfig) -> Result<(), RoleError> {
+    close_from(match path {
+        Some(_) => LISTENER_FD + 1,
+        None => DIRECTORY_FD + 1,
+    })?;
     let listener = UnixListener::from(inherited::<LISTENER_FD>()?);
     let directory = match path {
         Some(path) => open_directory(path).map_err(|source| RoleError::Directory {
@@ -83,7 +98,8 @@ pub fn main(path: Option<&Path>, config: RoleConfig) -> Result<(), RoleError> {
 }
 
 /// Shuts the process in around `directory` and serves it to the virtual machine that connects to `listener`.
-/// To be called while the process has one thread. The process is not good for anything else afterwards.
+/// To be called while the process has one thread. The process is not good for anything else afterwards, and keeps
+/// every descriptor that it has: [`main`] closes them.
 ///
 /// # Errors
 /// [`RoleError`].
@@ -119,6 +135,20 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Closes all descriptors from `first` on.
+fn close_from(first: RawFd) -> Result<(), RoleError> {
+    // SAFETY: takes and changes no memory. That the descriptors belong to nobody, [`main`] asks of its caller.
+    let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(RoleError::Close {
+            first,
+            source: io::Error::last_os_error(),
+        })
+    }
 }
 
 /// Takes a descriptor that the process was started with.

@@ -7,10 +7,8 @@
 //! next run, which sweeps up every directory whose lock is free.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,12 +16,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::janitor::Janitor;
 use super::mounts;
+use super::removal::remove_tree;
 use crate::cli::Directories;
-
-/// Attempts at removing a directory that a dying process may still write to.
-const REMOVAL_ATTEMPTS: u32 = 100;
-/// Pause between two attempts.
-const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// The directories of one run; dropping it removes them.
 pub struct RunDirectory {
@@ -110,29 +104,21 @@ impl Drop for RunDirectory {
         if self.janitor.dismiss() {
             return;
         }
-        mounts::detach_below(&self.state);
+        // Everything that is mounted is mounted below the share. Whatever stayed would be emptied with the
+        // directory, a volume of the user's included.
+        if let Err(error) = mounts::detach(&self.share()) {
+            eprintln!(
+                "coracle: cannot unmount {}, so it is not removed: {error}",
+                self.share().display()
+            );
+            return;
+        }
         for directory in [&self.state, &self.layer] {
             if let Err(error) = remove_tree(directory) {
                 eprintln!("coracle: cannot remove {}: {error}", directory.display());
             }
         }
     }
-}
-
-/// Removes a directory and all below it, without following symlinks; its absence is success.
-pub fn remove_tree(directory: &Path) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for _ in 0..REMOVAL_ATTEMPTS {
-        outcome = match fs::remove_dir_all(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome,
-        };
-        if outcome.is_ok() {
-            break;
-        }
-        thread::sleep(REMOVAL_PAUSE);
-    }
-    outcome
 }
 
 /// Removes what dead runs left. A directory is locked while its run lives.

@@ -1,41 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The way to a guest's agent: sockets, the agent's hello, and calls with deadlines.
+//! What is asked of a guest's agent. No call outlives the guest: each is made on a thread of its
+//! own, and given up where the guest, the agent's connection or the user's patience ends first.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use coracle_agent_api::messages::{
     CreateContainerRequest, CreateSandboxRequest, SignalContainerRequest, StartContainerRequest,
     WaitContainerRequest,
 };
-use coracle_agent_api::{
-    AGENT_PORT, AgentClient, AgentError, Hello, READY_PORT, SHARE_TAG, connect, ttrpc,
-};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use coracle_agent_api::{AgentClient, AgentError, SHARE_TAG, ttrpc};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 
-use super::signals::Forwarding;
+use super::listeners::STREAM_PORTS;
+use super::patience::Patience;
+use crate::printable::printable;
 
-/// Name of the socket on which the guest's ports are reached; it is the same for the VMM, which
-/// has the directory as its root.
-pub const SOCKET: &str = "vsock";
-/// How long the agent may take for one call.
-const CALL: Duration = Duration::from_secs(30);
+/// How long the agent may take for one call: longer than it gives itself.
+const CALL: Duration = Duration::from_secs(75);
+/// How long after the guest's end an answer may still be on its way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes of entropy that a guest starts with.
 const ENTROPY: usize = 64;
 /// The one container of a run.
 const CONTAINER: &str = "container";
-/// Ports of the host for the container's streams, in the order of their numbers.
-const STREAM_PORTS: [u32; 3] = [2000, 2001, 2002];
-
-/// A signal ended the wait for the guest.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted by signal {0} before the container was started")]
-pub struct Interrupted(pub i32);
 
 /// The command could not be executed: the status is the shell's for that.
 #[derive(Debug, thiserror::Error)]
@@ -50,90 +43,29 @@ pub struct CommandFailed {
 #[error("{0}")]
 pub struct Refused(String);
 
-/// Where the guest calls: bound before it starts, so that no call can come too early.
-pub struct Listeners {
-    directory: PathBuf,
-    ready: UnixListener,
-    streams: [UnixListener; 3],
-}
-
-impl Listeners {
-    /// Binds the host's ports in `directory`.
-    pub fn bind(directory: &Path) -> Result<Self> {
-        let bind = |port| {
-            let path = directory.join(format!("{SOCKET}_{port}"));
-            through_descriptor(&path, UnixListener::bind)
-                .with_context(|| format!("cannot listen on {}", path.display()))
-        };
-        let [stdin, stdout, stderr] = STREAM_PORTS;
-        Ok(Self {
-            directory: directory.to_owned(),
-            ready: bind(READY_PORT)?,
-            streams: [bind(stdin)?, bind(stdout)?, bind(stderr)?],
-        })
-    }
-
-    /// Waits for the agent's hello and connects to it.
-    ///
-    /// The wait ends early where `watched` becomes readable (the VMM has something to say) or a
-    /// signal arrives.
-    pub fn connect(
-        self,
-        timeout: Duration,
-        watched: BorrowedFd<'_>,
-        signals: &mut Forwarding,
-    ) -> Result<Guest> {
-        let deadline = Instant::now() + timeout;
-        let late = || {
-            anyhow!(
-                "the guest did not answer within {} s (--boot-timeout)",
-                timeout.as_secs()
-            )
-        };
-        let what = "the guest's agent";
-        wait_readable(self.ready.as_fd(), deadline, watched, signals)?.ok_or_else(late)?;
-        let (ready, _) = self
-            .ready
-            .accept()
-            .with_context(|| format!("cannot accept {what}'s connection"))?;
-        Hello::read(BufReader::new(Until::new(&ready)))
-            .with_context(|| format!("{what} said no hello"))?;
-
-        let path = self.directory.join(SOCKET);
-        let mut stream = through_descriptor(&path, UnixStream::connect)
-            .with_context(|| format!("cannot connect to {}", path.display()))?;
-        writeln!(stream, "CONNECT {AGENT_PORT}").with_context(|| format!("cannot call {what}"))?;
-        read_acknowledgement(Until::new(&stream))
-            .with_context(|| format!("{what} does not take calls"))?;
-        stream
-            .set_read_timeout(None)
-            .context("cannot set a socket's deadline")?;
-        let agent = connect(stream).with_context(|| format!("cannot call {what}"))?;
-        Ok(Guest {
-            agent,
-            streams: self.streams,
-            _ready: ready,
-        })
-    }
-}
-
 /// A guest whose agent answers.
-pub struct Guest {
+pub struct Guest<'g> {
     agent: AgentClient,
-    streams: [UnixListener; 3],
-    _ready: UnixStream,
+    /// The agent keeps it open for as long as it lives.
+    alive: UnixStream,
+    /// Readable once the guest has ended.
+    gone: BorrowedFd<'g>,
 }
 
-/// The container's standard streams.
-pub struct Streams {
-    pub stdin: UnixStream,
-    pub stdout: UnixStream,
-    pub stderr: UnixStream,
+/// A call under way: its outcome, and a descriptor that is readable when there is one.
+struct Call<T> {
+    outcome: Receiver<ttrpc::Result<T>>,
+    done: OwnedFd,
 }
 
-impl Guest {
+impl<'g> Guest<'g> {
+    /// A guest by its agent, the agent's sign of life, and what shows the guest's end.
+    pub fn new(agent: AgentClient, alive: UnixStream, gone: BorrowedFd<'g>) -> Self {
+        Self { agent, alive, gone }
+    }
+
     /// Gives the guest its identity and makes its container, up to the start of its command.
-    pub fn create(&self, hostname: &str, spec: Vec<u8>) -> Result<Streams> {
+    pub fn create(&self, hostname: &str, spec: Vec<u8>, patience: &mut Patience) -> Result<()> {
         let mut entropy = vec![0; ENTROPY];
         rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
             .context("cannot get random bytes for the guest")?;
@@ -148,10 +80,10 @@ impl Guest {
             share_tag: SHARE_TAG.into(),
             ..Default::default()
         };
-        self.agent
-            .create_sandbox(deadline(), &sandbox)
-            .map_err(failure)
-            .context("cannot set up the guest")?;
+        self.call(patience, move |agent, context| {
+            agent.create_sandbox(context, &sandbox)
+        })
+        .context("cannot set up the guest")?;
 
         let [stdin, stdout, stderr] = STREAM_PORTS;
         let container = CreateContainerRequest {
@@ -162,39 +94,45 @@ impl Guest {
             stderr_port: Some(stderr),
             ..Default::default()
         };
-        self.agent
-            .create_container(deadline(), &container)
-            .map_err(failure)?;
-        let [stdin, stdout, stderr] = &self.streams;
-        Ok(Streams {
-            stdin: accept(stdin, "stdin")?,
-            stdout: accept(stdout, "stdout")?,
-            stderr: accept(stderr, "stderr")?,
+        self.call(patience, move |agent, context| {
+            agent.create_container(context, &container)
         })
+        .map(drop)
     }
 
     /// Starts the container's command.
-    pub fn start(&self) -> Result<()> {
+    pub fn start(&self, patience: &mut Patience) -> Result<()> {
         let request = StartContainerRequest {
             id: CONTAINER.into(),
             ..Default::default()
         };
-        self.agent
-            .start_container(deadline(), &request)
-            .map(drop)
-            .map_err(failure)
+        self.call(patience, move |agent, context| {
+            agent.start_container(context, &request)
+        })
+        .map(drop)
     }
 
-    /// Waits for the command's end; returns its status.
+    /// Waits for the command's end, however long that takes; returns its status.
     pub fn wait(&self) -> Result<u8> {
         let request = WaitContainerRequest {
             id: CONTAINER.into(),
             ..Default::default()
         };
-        let answer = self
-            .agent
-            .wait_container(ttrpc::context::with_duration(Duration::ZERO), &request)
-            .map_err(failure)?;
+        let agent = self.agent.clone();
+        let call = Call::start(move || {
+            agent.wait_container(ttrpc::context::with_duration(Duration::ZERO), &request)
+        })?;
+        let mut descriptors = [call.done.as_fd(), self.gone, self.alive.as_fd()]
+            .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN));
+        while let Err(error) = poll(&mut descriptors, None) {
+            if error != Errno::INTR {
+                return Err(error).context("cannot wait for the guest");
+            }
+        }
+        let answer = match call.outcome.recv_timeout(LAST_WORDS) {
+            Ok(answer) => answer.map_err(failure)?,
+            Err(_) => bail!("the guest ended before its container had"),
+        };
         u8::try_from(answer.exit_status)
             .with_context(|| format!("{} is no exit status", answer.exit_status))
     }
@@ -208,18 +146,47 @@ impl Guest {
                 signal: signal.unsigned_abs(),
                 ..Default::default()
             };
-            if let Err(error) = agent.signal_container(deadline(), &request) {
-                eprintln!(
-                    "coracle: cannot send signal {signal} to the container: {:#}",
-                    failure(error)
-                );
+            if let Err(error) =
+                agent.signal_container(ttrpc::context::with_duration(CALL), &request)
+            {
+                let reason = printable(&format!("{:#}", failure(error)));
+                eprintln!("coracle: cannot send signal {signal} to the container: {reason}");
             }
+        }
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        patience: &mut Patience,
+        call: impl FnOnce(&AgentClient, ttrpc::context::Context) -> ttrpc::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let agent = self.agent.clone();
+        let call = Call::start(move || call(&agent, ttrpc::context::with_duration(CALL)))?;
+        patience.renew(CALL);
+        patience.wait(call.done.as_fd(), Some(self.gone))?;
+        match call.outcome.recv_timeout(LAST_WORDS) {
+            Ok(answer) => answer.map_err(failure),
+            Err(_) => bail!("the guest's agent does not answer"),
         }
     }
 }
 
-fn deadline() -> ttrpc::context::Context {
-    ttrpc::context::with_duration(CALL)
+impl<T: Send + 'static> Call<T> {
+    fn start(call: impl FnOnce() -> ttrpc::Result<T> + Send + 'static) -> Result<Self> {
+        let done = eventfd(0, EventfdFlags::CLOEXEC).context("cannot make an event")?;
+        let signal = done.try_clone().context("cannot duplicate an event")?;
+        let (sender, outcome) = mpsc::channel();
+        let body = move || {
+            // Whoever waited may have given up.
+            let _ = sender.send(call());
+            let _ = rustix::io::write(&signal, &1u64.to_ne_bytes());
+        };
+        thread::Builder::new()
+            .name("call".into())
+            .spawn(body)
+            .context("cannot start a thread for a call to the guest")?;
+        Ok(Self { outcome, done })
+    }
 }
 
 /// What went wrong in a call, as an error whose kind tells the exit status.
@@ -231,112 +198,4 @@ fn failure(error: ttrpc::Error) -> anyhow::Error {
         },
         None => anyhow::Error::new(error).context("the guest's agent does not answer"),
     }
-}
-
-/// Accepts one stream: the agent has connected it before it answered the call that asked for it.
-fn accept(listener: &UnixListener, name: &str) -> Result<UnixStream> {
-    let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
-    let timeout = Timespec::try_from(CALL).ok();
-    let ready = poll(&mut descriptors, timeout.as_ref())
-        .with_context(|| format!("cannot wait for {name}"))?;
-    if ready == 0 {
-        bail!(
-            "the guest did not connect the container's {name} within {} s",
-            CALL.as_secs()
-        );
-    }
-    Ok(listener
-        .accept()
-        .with_context(|| format!("cannot accept the container's {name}"))?
-        .0)
-}
-
-/// Waits until `descriptor` is readable; `None` if that takes until `deadline`.
-fn wait_readable(
-    descriptor: BorrowedFd<'_>,
-    deadline: Instant,
-    watched: BorrowedFd<'_>,
-    signals: &mut Forwarding,
-) -> Result<Option<()>> {
-    loop {
-        if let Some(signal) = signals.pending() {
-            return Err(Interrupted(signal).into());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        let mut descriptors = [descriptor, watched, signals.as_fd()]
-            .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN));
-        match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
-            outcome => outcome.context("cannot wait for the guest")?,
-        };
-        let [answer, watched, _] = descriptors;
-        if !answer.revents().is_empty() {
-            return Ok(Some(()));
-        }
-        if !watched.revents().is_empty() {
-            bail!("the guest ended before its agent answered");
-        }
-    }
-}
-
-/// A stream that is read until a deadline, however small the pieces in which it comes.
-struct Until<'a> {
-    stream: &'a UnixStream,
-    deadline: Instant,
-}
-
-impl<'a> Until<'a> {
-    fn new(stream: &'a UnixStream) -> Self {
-        Self {
-            stream,
-            deadline: Instant::now() + CALL,
-        }
-    }
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.read(buffer)
-    }
-}
-
-/// Reads `OK <port>`, the VMM's word that a connection stands.
-fn read_acknowledgement(mut stream: impl Read) -> Result<()> {
-    let mut line = Vec::new();
-    // Byte by byte: what follows the line is the agent's.
-    while line.last() != Some(&b'\n') {
-        let mut byte = [0];
-        stream
-            .read_exact(&mut byte)
-            .context("the connection was refused")?;
-        line.push(byte[0]);
-        if line.len() > 32 {
-            bail!("the answer to CONNECT is no line");
-        }
-    }
-    if line.starts_with(b"OK ") {
-        Ok(())
-    } else {
-        bail!("the answer to CONNECT is '{}'", line.escape_ascii())
-    }
-}
-
-/// Calls `act` with a short path to `path`: a socket's path is limited to 107 bytes.
-pub fn through_descriptor<T>(
-    path: &Path,
-    act: impl FnOnce(PathBuf) -> io::Result<T>,
-) -> io::Result<T> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return act(path.to_owned());
-    };
-    let directory = File::open(parent)?;
-    act(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name))
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use coracle_oci::store::Store;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use super::directory::remove_tree;
+use super::removal::remove_tree;
 
 /// The run's handle on its janitor.
 pub struct Janitor {

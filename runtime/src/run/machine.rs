@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use coracle_agent_api::SHARE_TAG;
 use coracle_oci::plan::SandboxPlan;
 use coracle_vmm::role::Event;
@@ -18,18 +18,20 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::directory::RunDirectory;
 use super::failure;
-use super::guest::{self, through_descriptor};
+use super::listeners::{SOCKET, through_descriptor};
+use super::patience::Patience;
 use super::processes::{FIRST_FD, RoleProcess};
 use crate::guest_files::GuestFiles;
 use crate::roles::Role;
 
 /// What every guest's kernel is told, besides what its plan says.
 ///
-/// Errors from before the console's driver go to the serial port, the rest to the console. The
-/// other words keep the kernel from probing what this machine does not have.
+/// Errors from before the console's driver go to the serial port, the rest to the console. Mounts,
+/// namespaces and cgroups do not wait for RCU's leisurely grace periods. The other words keep the
+/// kernel from probing what this machine does not have.
 const COMMAND_LINE: &str = "quiet console=hvc0 earlycon=uart8250,io,0x3f8 reboot=k 8250.nr_uarts=0 i8042.noaux \
                             i8042.nomux i8042.dumbkbd cryptomgr.notests tsc=reliable no_timer_check pci=off \
-                            random.trust_cpu=on";
+                            random.trust_cpu=on rcupdate.rcu_expedited=1";
 /// The guest's address on vsock: each machine has its sockets to itself, so all may have the same.
 const GUEST_CID: u64 = 3;
 /// How long after a first sign of failure the VMM may take to say what happened.
@@ -42,6 +44,8 @@ const READ_LIMIT: u64 = 1 << 20;
 /// A started machine. Dropping it ends its processes.
 pub struct Machine {
     control: UnixStream,
+    /// What the VMM said instead of what was waited for.
+    unexplained: Option<Event>,
     console: File,
     kernel: PathBuf,
     vmm: RoleProcess,
@@ -53,7 +57,7 @@ impl Machine {
     pub fn start(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<Self> {
         let kernel = guest.open_kernel()?;
         let initramfs = guest.open_initramfs()?;
-        let (fs, share) = start_fs(directory)?;
+        let (fs, share) = start_fs(directory, plan.vm.memory_mib)?;
         let console = memfd_create("console", MemfdFlags::CLOEXEC)
             .context("cannot make the console's log")?;
         let (mut control, theirs) =
@@ -75,7 +79,7 @@ impl Machine {
                 share: share.into(),
             },
         );
-        let vmm = RoleProcess::start(Role::Vmm, descriptors)?;
+        let vmm = RoleProcess::start(Role::Vmm, &[], descriptors)?;
         let mut text =
             serde_json::to_vec(&config).context("cannot write the VMM's configuration")?;
         text.push(b'\n');
@@ -84,6 +88,7 @@ impl Machine {
             .context("cannot configure the VMM")?;
         Ok(Self {
             control,
+            unexplained: None,
             console: console.into(),
             kernel: guest.kernel.clone(),
             vmm,
@@ -97,26 +102,28 @@ impl Machine {
     }
 
     /// Waits until the guest runs.
-    pub fn wait_until_running(&mut self, timeout: Duration) -> Result<()> {
-        self.control
-            .set_read_timeout(Some(timeout))
-            .context("cannot set a socket's deadline")?;
+    pub fn wait_until_running(&mut self, patience: &mut Patience) -> Result<()> {
+        patience.wait(self.control.as_fd(), None)?;
         match self.next_event() {
             Some(Event::Running) => Ok(()),
-            event => Err(self.explain_event(event, anyhow!("the VMM said nothing"))),
+            event => {
+                self.unexplained = event;
+                bail!("the VMM does not run the guest");
+            }
         }
     }
 
     /// The reason for `error`, a failure to get along with the guest, as far as it can be found.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         let _ = self.control.set_read_timeout(Some(LAST_WORDS));
-        let event = self.next_event();
-        self.explain_event(event, error)
-    }
-
-    fn explain_event(&mut self, event: Option<Event>, error: anyhow::Error) -> anyhow::Error {
+        let event = self.unexplained.take().or_else(|| self.next_event());
         // Each of the two ends when the other does: the one that failed is the cause.
-        if let Some(failed) = self.fs.failed(Duration::ZERO) {
+        let patience = match event {
+            Some(Event::Exit { .. }) => Duration::ZERO,
+            // It may have hung up before it can be waited for; when it is well, it ends with the VMM.
+            _ => DYING,
+        };
+        if let Some(failed) = self.fs.failed(patience) {
             return anyhow!(failed);
         }
         let reason = match event {
@@ -171,8 +178,8 @@ impl Machine {
     }
 }
 
-/// Starts the process that serves the shared tree; returns a connection to it.
-fn start_fs(directory: &RunDirectory) -> Result<(RoleProcess, UnixStream)> {
+/// Starts the process that serves the shared tree to a guest with so much memory; returns a connection to it.
+fn start_fs(directory: &RunDirectory, memory_mib: u64) -> Result<(RoleProcess, UnixStream)> {
     let path = directory.fs_socket();
     let listener = through_descriptor(&path, UnixListener::bind)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -182,7 +189,11 @@ fn start_fs(directory: &RunDirectory) -> Result<(RoleProcess, UnixStream)> {
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     let share = File::open(directory.share()).context("cannot open the shared directory")?;
     Ok((
-        RoleProcess::start(Role::Fs, vec![listener.into(), share.into()])?,
+        RoleProcess::start(
+            Role::Fs,
+            &[memory_mib.to_string()],
+            vec![listener.into(), share.into()],
+        )?,
         connection,
     ))
 }
@@ -233,7 +244,7 @@ impl Numbered {
             }],
             vsock: Some(Vsock {
                 cid: GUEST_CID,
-                uds: directory.vsock().join(guest::SOCKET),
+                uds: directory.vsock().join(SOCKET),
             }),
             rng: true,
         };

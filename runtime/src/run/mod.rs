@@ -12,10 +12,13 @@ mod directory;
 mod failure;
 mod guest;
 mod janitor;
+mod listeners;
 mod machine;
 mod mounts;
 mod origin;
+mod patience;
 mod processes;
+mod removal;
 mod signals;
 mod stdio;
 mod workdir;
@@ -30,12 +33,15 @@ use coracle_oci::spec::Overrides;
 use coracle_oci::volume::Volume;
 
 use self::directory::RunDirectory;
-use self::guest::{CommandFailed, Interrupted, Listeners};
+use self::guest::{CommandFailed, Refused};
+use self::listeners::Listeners;
 use self::machine::Machine;
 use self::origin::Tree;
+use self::patience::{Interrupted, Patience};
 use self::signals::Forwarding;
 use crate::cli::{Directories, RunArguments};
 use crate::guest_files::GuestFiles;
+use crate::printable::printable;
 
 /// Runs a container to its end and returns its exit status.
 pub fn run(directories: &Directories, arguments: &RunArguments) -> Result<u8> {
@@ -46,7 +52,7 @@ pub fn run(directories: &Directories, arguments: &RunArguments) -> Result<u8> {
             error.downcast_ref::<Interrupted>(),
         ) {
             (Some(failed), _) => {
-                eprintln!("coracle: {failed}");
+                eprintln!("coracle: {}", printable(&failed.to_string()));
                 Ok(failed.status)
             }
             (None, Some(Interrupted(signal))) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
@@ -132,12 +138,13 @@ fn serve(
 ) -> Result<u8> {
     let listeners = Listeners::bind(&directory.vsock())?;
     let mut machine = Machine::start(plan, directory, guest)?;
-    machine.wait_until_running(arguments.boot_timeout)?;
-    let outcome = converse(plan, listeners, &machine, arguments, signals);
+    let mut patience = Patience::new(arguments.boot_timeout, signals);
+    let outcome = machine
+        .wait_until_running(&mut patience)
+        .and_then(|()| converse(plan, listeners, &machine, patience));
     outcome.map_err(|error| {
         // What the guest refused, or the user interrupted, needs no explanation.
-        if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<guest::Refused>()
-        {
+        if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<Refused>() {
             error
         } else {
             machine.explain(error)
@@ -150,18 +157,18 @@ fn converse(
     plan: &SandboxPlan,
     listeners: Listeners,
     machine: &Machine,
-    arguments: &RunArguments,
-    mut signals: Forwarding,
+    mut patience: Patience,
 ) -> Result<u8> {
     let spec =
         serde_json::to_vec(&plan.spec).context("cannot write the container's specification")?;
-    let guest = listeners.connect(arguments.boot_timeout, machine.control(), &mut signals)?;
-    let streams = guest.create(&plan.id, spec)?;
+    let guest = listeners.agent.connect(&mut patience, machine.control())?;
+    guest.create(&plan.id, spec, &mut patience)?;
+    let streams = listeners.streams.accept(&mut patience, machine.control())?;
     let stdout = stdio::Output::start("stdout", streams.stdout, std::io::stdout())?;
     let stderr = stdio::Output::start("stderr", streams.stderr, std::io::stderr())?;
-    guest.start()?;
+    guest.start(&mut patience)?;
     stdio::start_input(streams.stdin)?;
-    signals.start(guest.signaller())?;
+    patience.into_signals().start(guest.signaller())?;
     let status = guest.wait()?;
     stdout.finish()?;
     stderr.finish()?;

@@ -17,6 +17,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
@@ -35,7 +36,7 @@ pub fn enter_namespace() -> Result<()> {
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
-    .context("cannot make the mounts of this namespace private")
+    .context("cannot keep the mounts of this namespace from the host")
 }
 
 /// Mounts `lower` read-only at `target`, with `upper` to take what is written.
@@ -71,6 +72,7 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
         MountAttrFlags::empty(),
     )
     .with_context(what)?;
+    confine(mount.as_fd(), false).with_context(what)?;
     attach(mount.as_fd(), target)
 }
 
@@ -96,7 +98,7 @@ pub fn seal(directory: &Path) -> Result<()> {
     let what = || format!("cannot make {} read-only", directory.display());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, directory, flags).with_context(what)?;
-    set_read_only(tree.as_fd()).with_context(what)?;
+    confine(tree.as_fd(), true).with_context(what)?;
     attach(tree.as_fd(), directory)
 }
 
@@ -107,29 +109,16 @@ pub fn bind(source: &Path, read_only: bool, target: &Path) -> Result<()> {
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, source, flags)
         .with_context(|| format!("cannot share {} with the container", source.display()))?;
-    if read_only {
-        set_read_only(tree.as_fd())
-            .with_context(|| format!("cannot make the share of {} read-only", source.display()))?;
-    }
+    confine(tree.as_fd(), read_only)
+        .with_context(|| format!("cannot confine the share of {}", source.display()))?;
     attach(tree.as_fd(), target)
 }
 
-/// Detaches every mount of this namespace below `directory`.
-pub fn detach_below(directory: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .map(Path::new);
-    // The later ones may be on top of the earlier ones.
-    for point in points
-        .filter(|point| point.starts_with(directory))
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rev()
-    {
-        // What stays shows when the directory cannot be removed.
-        let _ = unmount(point, UnmountFlags::DETACH);
+/// Detaches what is mounted at `point`, with all below it; nothing there is success.
+pub fn detach(point: &Path) -> io::Result<()> {
+    match unmount(point, UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -144,12 +133,20 @@ fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
     .with_context(|| format!("cannot mount at {}", target.display()))
 }
 
-/// Makes a detached tree of mounts read-only, all of it.
-fn set_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+/// Cuts a detached tree of mounts off from the host's, so that nothing which the host mounts there later appears with
+/// flags of its own, and makes all of it read-only if asked to. What is on it is the guest's: on the host no device
+/// in it can be opened and no program run.
+fn confine(tree: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let flags = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set: flags
+            | if read_only {
+                libc::MOUNT_ATTR_RDONLY
+            } else {
+                0
+            },
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     // SAFETY: the path is an empty C string, the structure is as long as is said, and both outlive

@@ -23,12 +23,13 @@ pub struct RoleProcess {
 }
 
 impl RoleProcess {
-    /// Starts `role` with `descriptors` as its 3, 4 and so on. It dies with this process.
-    pub fn start(role: Role, descriptors: Vec<OwnedFd>) -> Result<Self> {
+    /// Starts `role` with `words` for it, and `descriptors` as its 3, 4 and so on. It dies with this process.
+    pub fn start(role: Role, words: &[String], descriptors: Vec<OwnedFd>) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("coracle")
             .arg(role.word())
+            .args(words)
             .env_clear()
             // A terminal's Ctrl-C is for the container, not for what runs it.
             .process_group(0)

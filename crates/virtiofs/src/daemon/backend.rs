@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use coracle_memory::GuestMemory;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VringMutex};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -16,7 +16,8 @@ use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
-use super::queue::{self, QueueFault, Workbench};
+use super::queue::{self, Workbench};
+use super::ring::Ring;
 use super::{DaemonConfig, DaemonError};
 use crate::filesystem::FileSystem;
 use crate::server::Server;
@@ -34,7 +35,7 @@ pub(super) struct Backend<F> {
     workbenches: Vec<Mutex<Workbench>>,
     memory: RwLock<Option<GuestMemory>>,
     indirect: AtomicBool,
-    fault: Mutex<Option<(usize, QueueFault)>>,
+    fault: Mutex<Option<DaemonError>>,
     connection: OnceLock<ShutdownHandle>,
 }
 
@@ -84,7 +85,7 @@ impl<F: FileSystem> Backend<F> {
     }
 
     /// Why the connection was closed from this side, if it was.
-    pub(super) fn take_fault(&self) -> Option<(usize, QueueFault)> {
+    pub(super) fn take_fault(&self) -> Option<DaemonError> {
         self.fault
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -93,11 +94,11 @@ impl<F: FileSystem> Backend<F> {
 
     /// A broken queue is not read any further, and the virtual machine learns of it by the end of the
     /// connection. The first fault is the one to report.
-    fn give_up(&self, queue: usize, fault: QueueFault) {
+    fn give_up(&self, fault: DaemonError) {
         self.fault
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert((queue, fault));
+            .get_or_insert(fault);
         if let Some(connection) = self.connection.get() {
             connection.shutdown();
         }
@@ -113,7 +114,7 @@ impl<F: FileSystem> Backend<F> {
 
 impl<F: FileSystem> VhostUserBackend for Backend<F> {
     type Bitmap = ();
-    type Vring = VringMutex;
+    type Vring = Ring;
 
     fn num_queues(&self) -> usize {
         self.queues.into()
@@ -180,30 +181,52 @@ impl<F: FileSystem> VhostUserBackend for Backend<F> {
         &self,
         index: u16,
         _events: EventSet,
-        rings: &[VringMutex],
+        rings: &[Ring],
         thread: usize,
     ) -> io::Result<()> {
+        let queue = usize::from(index) * self.workbenches.len() + thread;
+        let _alarm = Alarm {
+            backend: self,
+            queue,
+        };
+        let Some(ring) = rings.get(usize::from(index)) else {
+            return Ok(());
+        };
+        if let Some(source) = ring.take_broken_kick() {
+            self.give_up(DaemonError::Kick { queue, source });
+        }
+        if self.is_broken() {
+            return Ok(());
+        }
         let memory = self
             .memory
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let (Some(ring), Some(memory), Some(bench)) = (
-            rings.get(usize::from(index)),
-            memory,
-            self.workbenches.get(thread),
-        ) else {
+        let (Some(memory), Some(bench)) = (memory, self.workbenches.get(thread)) else {
             return Ok(());
         };
-        if self.is_broken() {
-            return Ok(());
-        }
         let mut bench = bench.lock().unwrap_or_else(PoisonError::into_inner);
         let indirect = self.indirect.load(Ordering::Acquire);
-        if let Err(fault) = queue::drain(&self.server, ring, &memory, indirect, &mut bench) {
-            let queue = usize::from(index) * self.workbenches.len() + thread;
-            self.give_up(queue, fault);
+        if let Err(source) = queue::drain(&self.server, ring, &memory, indirect, &mut bench) {
+            self.give_up(DaemonError::Queue { queue, source });
         }
         Ok(())
+    }
+}
+
+/// Gives up when a panic ends the thread, of which nobody else would learn: the virtual machine would wait for
+/// answers for ever. It is the one way left in which a thread can end before the connection.
+struct Alarm<'b, F: FileSystem> {
+    backend: &'b Backend<F>,
+    queue: usize,
+}
+
+impl<F: FileSystem> Drop for Alarm<'_, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.backend
+                .give_up(DaemonError::Panicked { queue: self.queue });
+        }
     }
 }

@@ -3,7 +3,9 @@
 
 mod backend;
 mod queue;
+mod ring;
 
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +85,20 @@ pub enum DaemonError {
         /// What is wrong with it.
         source: QueueFault,
     },
+    /// The virtual machine gave something as a queue's kick that cannot be read like an eventfd.
+    #[error("the kicks of the file server's queue {queue} cannot be read")]
+    Kick {
+        /// Index of the queue.
+        queue: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system has panicked in a request, and its queue is served no longer.
+    #[error("the file server has panicked in a request of queue {queue}")]
+    Panicked {
+        /// Index of the queue.
+        queue: usize,
+    },
 }
 
 /// Serves the file system to the one virtual machine that connects to `listener`, until it hangs up.
@@ -110,8 +126,8 @@ pub fn serve<F: FileSystem + 'static>(
     // Lets the threads end that serve the queues, and waits for them.
     drop(daemon);
 
-    if let Some((queue, source)) = backend.take_fault() {
-        return Err(DaemonError::Queue { queue, source });
+    if let Some(fault) = backend.take_fault() {
+        return Err(fault);
     }
     match ended {
         // However the virtual machine ends, it ends the connection.

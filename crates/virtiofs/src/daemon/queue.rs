@@ -7,9 +7,10 @@
 use coracle_memory::{GuestAddress, GuestMemory};
 use coracle_virtio::{Chain, ChainError, walk};
 use thiserror::Error;
-use vhost_user_backend::{VringMutex, VringT};
+use vhost_user_backend::VringT;
 use virtio_queue::{QueueOwnedT, QueueT};
 
+use super::ring::Ring;
 use crate::filesystem::FileSystem;
 use crate::server::{Scratch, Server};
 
@@ -42,7 +43,7 @@ pub(super) struct Workbench {
 /// The queue is locked while a request is served and free in between, so that the virtual machine can stop it.
 pub(super) fn drain<F: FileSystem>(
     server: &Server<F>,
-    ring: &VringMutex,
+    ring: &Ring,
     memory: &GuestMemory,
     indirect: bool,
     bench: &mut Workbench,
@@ -60,7 +61,7 @@ pub(super) fn drain<F: FileSystem>(
 /// Serves one request; says whether there was one.
 fn serve_next<F: FileSystem>(
     server: &Server<F>,
-    ring: &VringMutex,
+    ring: &Ring,
     memory: &GuestMemory,
     indirect: bool,
     Workbench { chain, scratch }: &mut Workbench,
@@ -97,7 +98,7 @@ fn serve_next<F: FileSystem>(
     Ok(true)
 }
 
-fn is_running(ring: &VringMutex) -> bool {
+fn is_running(ring: &Ring) -> bool {
     let state = ring.get_ref();
     state.is_enabled() && state.get_queue().ready()
 }

@@ -3,7 +3,12 @@
 //!
 //! After [`enter`] the process sees the shared directory as its root and nothing else of the host, has a
 //! file server's capabilities and no others, and may make only the system calls that `filter.rs` lists. Should a
-//! guest take the process over, it has what it could reach through the file system anyway.
+//! guest take the process over, it has what it could reach through the file system anyway, and what the process
+//! has open: see [`role::main`](crate::role::main) for that.
+//!
+//! One thing is up to the host. No device can be opened on the mounts that are there from the start, but a mount
+//! that the host makes below the shared directory later appears with the flags that the host gave it. Without `nodev`
+//! a process that was taken over can make a node of any of the host's devices there, and open it.
 //!
 //! A PID namespace is left to whoever starts the process, since to enter one takes a fork; of the calls
 //! that name a process, the filter lets none through but that to its own threads.
@@ -11,7 +16,7 @@
 mod filter;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -43,7 +48,7 @@ pub const CAPABILITIES: CapabilitySet = CapabilitySet::empty()
     // To make files in the name of the guest's users.
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID)
-    // Device nodes and the whiteouts of overlays; the server opens none.
+    // Device nodes and the whiteouts of overlays. That none can be opened is up to the mounts, see `become_root`.
     .union(CapabilitySet::MKNOD)
     // File capabilities, which images bring along.
     .union(CapabilitySet::SETFCAP);
@@ -138,7 +143,8 @@ fn raise(resource: Resource, wanted: Option<u64>) -> rustix::io::Result<Option<u
 }
 
 /// Makes `directory` the root of namespaces of its own, which hold no other mount of the host but those
-/// below it. What the host mounts there later appears here; nothing done here appears on the host.
+/// below it, and on which no device can be opened. What the host mounts there later appears here, with the host's
+/// flags; nothing done here appears on the host.
 fn become_root(directory: OwnedFd) -> Result<OwnedFd, SandboxError> {
     // From here on the namespace's copy of the directory is ".", without a path that could be exchanged.
     fchdir(&directory).map_err(failed("enter the shared directory"))?;
@@ -162,6 +168,7 @@ fn become_root(directory: OwnedFd) -> Result<OwnedFd, SandboxError> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let root =
         open_tree(CWD, c".", flags).map_err(failed("make a mount of the shared directory"))?;
+    rule_out_devices(root.as_fd()).map_err(failed("rule out devices in the shared directory"))?;
     move_mount(
         &root,
         c"",
@@ -177,6 +184,34 @@ fn become_root(directory: OwnedFd) -> Result<OwnedFd, SandboxError> {
 
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(c"/", flags, Mode::empty()).map_err(failed("open the shared directory"))
+}
+
+/// Makes all mounts of a detached tree such that devices on them cannot be opened, by this process that may make
+/// any. Set-user-id and programs it has no use for either; what they are to the guest, the guest's kernel says.
+fn rule_out_devices(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty C string, the structure is as long as is said, and both outlive the call,
+    // which keeps neither.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn drop_capabilities() -> Result<(), SandboxError> {

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,12 +13,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use coracle_memory::{GuestAddress, GuestMemory};
-use coracle_virtiofs::daemon::DaemonConfig;
-use coracle_virtiofs::fuse::Opcode;
+use coracle_virtiofs::daemon::{self, DaemonConfig, DaemonError};
+use coracle_virtiofs::filesystem::{Entry, FileSystem, HandleId, Negotiated, NodeId};
 use coracle_virtiofs::fuse::abi::*;
+use coracle_virtiofs::fuse::{Name, Opcode};
 use coracle_virtiofs::role::{DIRECTORY_FD, LISTENER_FD, RoleConfig};
 use coracle_virtiofs::sandbox::CAPABILITIES;
+use coracle_virtiofs::server::{Server, ServerConfig};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -43,6 +46,10 @@ pub const TESTS: &[Test] = &[
         a_mount_that_the_host_makes_later_appears,
     ),
     (
+        "what_images_hold_is_made_in_the_sandbox",
+        what_images_hold_is_made_in_the_sandbox,
+    ),
+    (
         "the_process_has_a_file_servers_rights",
         the_process_has_a_file_servers_rights,
     ),
@@ -62,16 +69,32 @@ pub const TESTS: &[Test] = &[
         "a_broken_chain_ends_the_process_with_the_cause",
         a_broken_chain_ends_the_process_with_the_cause,
     ),
+    ("a_stale_kick_is_harmless", a_stale_kick_is_harmless),
+    (
+        "a_kick_that_cannot_be_read_ends_the_process_with_the_cause",
+        a_kick_that_cannot_be_read_ends_the_process_with_the_cause,
+    ),
+    (
+        "a_queue_thread_that_panics_ends_the_service",
+        a_queue_thread_that_panics_ends_the_service,
+    ),
     (
         "a_system_call_outside_the_filter_ends_the_process",
         a_system_call_outside_the_filter_ends_the_process,
+    ),
+    (
+        "a_process_taken_over_opens_no_device",
+        a_process_taken_over_opens_no_device,
     ),
 ];
 
 /// The argument by which this program is started as a file server.
 pub const ARGUMENT: &str = "--file-server";
-/// The argument behind it by which it shuts itself in and then does what it must not.
+/// The argument behind it by which it shuts itself in, around the directory that the last one names, and then
+/// does what it must not: what the argument in between says.
 const MISBEHAVE: &str = "--misbehave";
+const SOCKET: &str = "socket";
+const DEVICE: &str = "device";
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Queue 0 is for requests that need no answer.
@@ -81,16 +104,11 @@ const USED: u64 = MEMORY - 0x1000;
 
 /// What the process does: `main` of a file server.
 pub fn serve() -> ! {
-    if std::env::args().nth(2).as_deref() == Some(MISBEHAVE) {
-        let inside = coracle_virtiofs::sandbox::enter(fs::File::open("/tmp").unwrap().into());
-        assert!(inside.is_ok(), "{inside:?}");
-        // Not an error, but the end: only a file server's calls are allowed.
-        let _ = rustix::net::socket(
-            rustix::net::AddressFamily::INET,
-            rustix::net::SocketType::STREAM,
-            None,
-        );
-        std::process::exit(0);
+    let arguments: Vec<_> = std::env::args().skip(2).collect();
+    if let [first, what, directory] = &arguments[..]
+        && first == MISBEHAVE
+    {
+        misbehave(what, directory);
     }
     let daemon = DaemonConfig {
         connect_timeout: Duration::from_secs(2),
@@ -115,6 +133,40 @@ pub fn serve() -> ! {
     }
 }
 
+/// Does what a guest could do that has taken the file server over.
+fn misbehave(what: &str, directory: &str) -> ! {
+    let inside = coracle_virtiofs::sandbox::enter(fs::File::open(directory).unwrap().into());
+    assert!(inside.is_ok(), "{inside:?}");
+    match what {
+        // Not an error, but the end: only a file server's calls are allowed.
+        SOCKET => drop(rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            None,
+        )),
+        // A node of the null device, first in the share and then in a mount below it.
+        DEVICE => eprintln!("{:?}", ["/null", "/mount/null"].map(open_new_device)),
+        _ => unreachable!(),
+    }
+    std::process::exit(0)
+}
+
+/// Makes a node of the null device and opens it; says what the opening failed with.
+fn open_new_device(path: &str) -> Option<i32> {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat};
+    mknodat(
+        CWD,
+        path,
+        FileType::CharacterDevice,
+        Mode::RUSR,
+        makedev(1, 3),
+    )
+    .unwrap();
+    openat(CWD, path, OFlags::RDONLY, Mode::empty())
+        .err()
+        .map(Errno::raw_os_error)
+}
+
 /// A file server's process and the path of its socket.
 struct Process {
     child: Child,
@@ -127,17 +179,20 @@ impl Process {
     }
 
     fn start_in(directory: TempDir) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    /// Starts the process with `more` descriptors than it is told of, under the numbers beside them.
+    fn start_with(directory: TempDir, more: &[(RawFd, RawFd)]) -> Self {
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let share: OwnedFd = fs::File::open(directory.path().join("share"))
             .unwrap()
             .into();
-        let child = spawn(
-            &[ARGUMENT],
-            &[
-                (listener.as_raw_fd(), LISTENER_FD),
-                (share.as_raw_fd(), DIRECTORY_FD),
-            ],
-        );
+        let told = [
+            (listener.as_raw_fd(), LISTENER_FD),
+            (share.as_raw_fd(), DIRECTORY_FD),
+        ];
+        let child = spawn(&[ARGUMENT], &[&told, more].concat());
         Self { child, directory }
     }
 
@@ -213,6 +268,10 @@ struct Machine {
 
 impl Machine {
     fn connect(socket: &Path) -> (Self, GuestMemory) {
+        Self::connect_kicking(socket, EventFd::new(EFD_NONBLOCK).unwrap())
+    }
+
+    fn connect_kicking(socket: &Path, kick: EventFd) -> (Self, GuestMemory) {
         let memory = GuestMemory::shared(&[(GuestAddress(0), MEMORY)]).unwrap();
         let mut frontend = Frontend::from_stream(UnixStream::connect(socket).unwrap(), 2);
         frontend.set_owner().unwrap();
@@ -244,10 +303,7 @@ impl Machine {
             avail_ring_addr: host + AVAILABLE,
             log_addr: None,
         };
-        let (kick, call) = (
-            EventFd::new(EFD_NONBLOCK).unwrap(),
-            EventFd::new(EFD_NONBLOCK).unwrap(),
-        );
+        let call = EventFd::new(EFD_NONBLOCK).unwrap();
         frontend.set_vring_num(QUEUE, QUEUE_SIZE).unwrap();
         frontend.set_vring_addr(QUEUE, &ring).unwrap();
         frontend.set_vring_base(QUEUE, 0).unwrap();
@@ -432,7 +488,10 @@ fn every_operation_passes_the_filter() {
 }
 
 fn the_process_sees_the_share_and_nothing_else() {
-    let process = Process::start();
+    let directory = directory();
+    let secret = fs::File::open(directory.path().join("secret")).unwrap();
+    let forgotten = [(secret.as_raw_fd(), 5), (secret.as_raw_fd(), 77)];
+    let process = Process::start_with(directory, &forgotten);
     let (machine, memory) = process.connect();
     let outside = ["mnt", "net", "ipc", "uts", "cgroup"].map(|name| {
         let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{name}")).unwrap();
@@ -502,6 +561,30 @@ fn a_mount_that_the_host_makes_later_appears() {
         coracle_virtiofs::fuse::flags::attr::SUBMOUNT
     );
     assert!(guest.lookup(late.nodeid, "file").is_ok());
+}
+
+/// Its mounts take neither devices nor set-user-id nor programs, which means the process alone.
+fn what_images_hold_is_made_in_the_sandbox() {
+    const FILE_CAPABILITIES: &[u8] =
+        b"\x00\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    let guest = guest(Process::start());
+
+    let null = guest
+        .mknod(ROOT, "null", libc::S_IFCHR | 0o666, 0x103)
+        .unwrap();
+    let (program, _) = guest.create(ROOT, "program", 0o755, libc::O_RDWR).unwrap();
+    guest.set_attributes(program.nodeid, mode(0o6755)).unwrap();
+    guest
+        .setxattr(program.nodeid, "security.capability", FILE_CAPABILITIES)
+        .unwrap();
+
+    assert_eq!(null.attr.rdev, 0x103);
+    let bits = guest.attributes(program.nodeid).unwrap().mode & 0o7777;
+    assert_eq!(bits, 0o6755);
+    assert_eq!(
+        guest.getxattr(program.nodeid, "security.capability", 100),
+        Ok(FILE_CAPABILITIES.to_vec())
+    );
 }
 
 fn the_process_has_a_file_servers_rights() {
@@ -594,9 +677,109 @@ fn a_broken_chain_ends_the_process_with_the_cause() {
     drop(machine.frontend);
 }
 
+/// The virtual machine stops a queue and hands over another descriptor while the queue's thread has been
+/// woken by the old one already. Here the old one is left registered, so that it is so every time.
+fn a_stale_kick_is_harmless() {
+    let process = Process::start();
+    let (machine, memory) = process.connect();
+    let unused = EventFd::new(EFD_NONBLOCK).unwrap();
+    machine.frontend.set_vring_kick(QUEUE, &unused).unwrap();
+    let Process { directory, .. } = process;
+
+    let guest = Guest::linked(Box::new(machine), memory, directory);
+
+    // The thread that has answered INIT is still there.
+    assert_eq!(guest.lookup(ROOT, "nothing").unwrap_err(), libc::ENOENT);
+    assert_eq!(guest.lookup(ROOT, "nothing").unwrap_err(), libc::ENOENT);
+}
+
+fn a_kick_that_cannot_be_read_ends_the_process_with_the_cause() {
+    let process = Process::start();
+    // Wakes whoever waits for it, being broken.
+    let (_, writer) = std::io::pipe().unwrap();
+    // SAFETY: nobody else owns the descriptor.
+    let kick = unsafe { EventFd::from_raw_fd(writer.into_raw_fd()) };
+
+    let (machine, _memory) =
+        Machine::connect_kicking(&process.directory.path().join("socket"), kick);
+
+    let (status, text) = process.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        text.contains("the kicks of the file server's queue 1 cannot be read: Bad file"),
+        "{text}"
+    );
+    drop(machine.frontend);
+}
+
+fn a_queue_thread_that_panics_ends_the_service() {
+    struct Faulty;
+    impl FileSystem for Faulty {
+        fn init(&self, _: Negotiated) {
+            panic!("on purpose")
+        }
+
+        fn lookup(&self, _: NodeId, _: Name<'_>) -> Result<Entry, Errno> {
+            Err(Errno::NOENT)
+        }
+
+        fn getattr(&self, _: NodeId, _: Option<HandleId>) -> Result<(Attr, Duration), Errno> {
+            Err(Errno::STALE)
+        }
+    }
+    let directory = directory();
+    let socket = directory.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let served = std::thread::spawn(move || {
+        let server = Server::new(Faulty, ServerConfig::default());
+        daemon::serve(listener, server, &DaemonConfig::default())
+    });
+    let (machine, memory) = Machine::connect(&socket);
+    // INIT of protocol 7.38, and room for the answer behind it.
+    let init = [56, 26, 1, 0, 1, 0, 0, 0, 0, 0, 7, 38, 0x2_0000, 0_u32];
+    memory.write_obj(GuestAddress(0x1000), &init).unwrap();
+    let (next, write) = (1 << 32, 2 << 32);
+    let table = [0x1000, 56 | next | 1 << 48, 0x2000, 0x1000 | write];
+    memory
+        .write_obj::<[u64; 4]>(GuestAddress(TABLE), &table)
+        .unwrap();
+
+    machine.publish(&memory, 1);
+
+    let start = Instant::now();
+    while !served.is_finished() {
+        assert!(start.elapsed() < DEADLINE, "it still serves");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let error = served.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error, DaemonError::Panicked { queue: QUEUE }),
+        "{error}"
+    );
+}
+
 fn a_system_call_outside_the_filter_ends_the_process() {
     use std::os::unix::process::ExitStatusExt;
-    let mut child = spawn(&[ARGUMENT, MISBEHAVE], &[]);
+    let mut child = spawn(&[ARGUMENT, MISBEHAVE, SOCKET, "/tmp"], &[]);
 
     assert_eq!(wait(&mut child).signal(), Some(libc::SIGSYS));
+}
+
+fn a_process_taken_over_opens_no_device() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    crate::mounts::private_mounts();
+    let directory = directory();
+    // Mounts that do allow devices, whatever the directory for temporary files does.
+    let share = directory.path().join("share");
+    mount("tmpfs", &share, "tmpfs", MountFlags::empty(), None).unwrap();
+    let below = share.join("mount");
+    fs::create_dir(&below).unwrap();
+    mount("tmpfs", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+
+    let child = spawn(&[ARGUMENT, MISBEHAVE, DEVICE, share.to_str().unwrap()], &[]);
+
+    let (status, text) = Process { child, directory }.end();
+    assert!(status.success(), "{text}");
+    assert_eq!(text, format!("{:?}\n", [Some(libc::EACCES); 2]));
+    unmount(&share, UnmountFlags::DETACH).unwrap();
 }

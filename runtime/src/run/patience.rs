@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Waiting for a guest: until a deadline, until it is gone, or until the user wants no more.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::signals::Forwarding;
+
+/// A signal ended a wait.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted by signal {0} before the container was started")]
+pub struct Interrupted(pub i32);
+
+/// What all waits for one guest have in common.
+pub struct Patience {
+    timeout: Duration,
+    deadline: Instant,
+    signals: Forwarding,
+}
+
+impl Patience {
+    /// The guest has `timeout` from now on.
+    pub fn new(timeout: Duration, signals: Forwarding) -> Self {
+        Self {
+            timeout,
+            deadline: Instant::now() + timeout,
+            signals,
+        }
+    }
+
+    /// The guest has done what it was waited for; it has `timeout` for what is next.
+    pub fn renew(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+        self.deadline = Instant::now() + timeout;
+    }
+
+    /// The signals that have not ended a wait.
+    pub fn into_signals(self) -> Forwarding {
+        self.signals
+    }
+
+    /// Waits until `descriptor` is readable. Ends early where `gone` is: that is how the guest's end shows.
+    pub fn wait(&mut self, descriptor: BorrowedFd<'_>, gone: Option<BorrowedFd<'_>>) -> Result<()> {
+        loop {
+            if let Some(signal) = self.signals.pending() {
+                return Err(Interrupted(signal).into());
+            }
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!(
+                    "the guest did not answer within {} s",
+                    self.timeout.as_secs()
+                );
+            }
+            let signals = self.signals.as_fd();
+            let mut descriptors = [descriptor, signals, gone.unwrap_or(signals)]
+                .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN));
+            match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                outcome => outcome.context("cannot wait for the guest")?,
+            };
+            let [answer, _, end] = descriptors;
+            if !answer.revents().is_empty() {
+                return Ok(());
+            }
+            if gone.is_some() && !end.revents().is_empty() {
+                bail!("the guest ended before its agent answered");
+            }
+        }
+    }
+
+    /// Reads one line of at most `limit` bytes, and nothing of what follows it.
+    pub fn read_line(
+        &mut self,
+        mut stream: &UnixStream,
+        gone: BorrowedFd<'_>,
+        limit: usize,
+    ) -> Result<Vec<u8>> {
+        stream
+            .set_nonblocking(true)
+            .context("cannot set up a socket")?;
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(0) => bail!("the guest hung up after '{}'", line.escape_ascii()),
+                Ok(_) if line.len() == limit => bail!("the guest's line has no end"),
+                Ok(_) => line.push(byte[0]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(stream.as_fd(), Some(gone))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("the guest's line cannot be read"),
+            }
+        }
+        stream
+            .set_nonblocking(false)
+            .context("cannot set up a socket")?;
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::*;
+
+    fn patience(timeout: Duration) -> Patience {
+        Patience::new(timeout, Forwarding::catch().unwrap())
+    }
+
+    #[test]
+    fn line_is_read_and_nothing_after_it() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (_alive, gone) = UnixStream::pair().unwrap();
+        guest.write_all(b"OK 5\nrest").unwrap();
+
+        let line = patience(Duration::from_secs(5))
+            .read_line(&host, gone.as_fd(), 32)
+            .unwrap();
+
+        assert_eq!(line, b"OK 5\n");
+        let mut rest = [0; 4];
+        (&host).read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"rest");
+    }
+
+    #[test]
+    fn guest_that_dribbles_is_given_up_at_the_deadline() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (_alive, gone) = UnixStream::pair().unwrap();
+        let dribbler = thread::spawn(move || {
+            while guest.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+
+        let error = patience(Duration::from_secs(1))
+            .read_line(&host, gone.as_fd(), 4096)
+            .unwrap_err();
+
+        assert_eq!(error.to_string(), "the guest did not answer within 1 s");
+        drop(host);
+        dribbler.join().unwrap();
+    }
+
+    #[test]
+    fn endless_line_is_refused() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (_alive, gone) = UnixStream::pair().unwrap();
+        guest.write_all(&[b'x'; 100]).unwrap();
+
+        let error = patience(Duration::from_secs(5))
+            .read_line(&host, gone.as_fd(), 32)
+            .unwrap_err();
+
+        assert_eq!(error.to_string(), "the guest's line has no end");
+    }
+
+    #[test]
+    fn guest_that_is_gone_is_not_waited_for() {
+        let (_guest, host) = UnixStream::pair().unwrap();
+        let (alive, gone) = UnixStream::pair().unwrap();
+        drop(alive);
+
+        let error = patience(Duration::from_secs(60))
+            .wait(host.as_fd(), Some(gone.as_fd()))
+            .unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the guest ended before its agent answered"
+        );
+    }
+}
