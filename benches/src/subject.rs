@@ -13,6 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use coracle_guest::cpio::Archive;
 use coracle_tests::guests;
 use coracle_vmm::{Config, Vsock};
+use rustix::fs::{MemfdFlags, memfd_create};
 use tempfile::TempDir;
 
 /// MiB of every measured guest.
@@ -85,6 +86,7 @@ impl Guests {
             File::open(self.kernel(guest))?.into(),
             write.into(),
         ];
+        descriptors.push(memfd_create("console", MemfdFlags::CLOEXEC)?);
         if let Some(initrd) = self.initrd(guest) {
             descriptors.push(File::open(initrd)?.into());
         }
@@ -92,9 +94,9 @@ impl Guests {
             vcpus: 1,
             memory_mib: MEMORY,
             kernel: 4,
-            initrd: self.initrd(guest).map(|_| 6),
+            initrd: self.initrd(guest).map(|_| 7),
             cmdline: COMMAND_LINE.into(),
-            console_log: None,
+            console_log: Some(6),
             serial_log: Some(5),
             fs: Vec::new(),
             vsock: Some(Vsock { cid: 3, uds }),

@@ -5,6 +5,7 @@ pub mod compression;
 pub mod cpio;
 pub mod initramfs;
 pub mod modules;
+pub mod slim;
 pub mod vmlinuz;
 
 #[cfg(test)]

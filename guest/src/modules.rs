@@ -13,6 +13,7 @@ use object::{Object, ObjectSection};
 use thiserror::Error;
 
 use crate::compression::{Compression, CompressionError};
+use crate::slim::slim;
 
 /// The modules that a guest cannot do without, where the kernel has them as modules: the transport, the console, the
 /// source of entropy, the connection to the host and the file system of the containers.
@@ -33,7 +34,7 @@ const MODULE_MAX: usize = 64 << 20;
 pub struct Module {
     /// Its name as the kernel spells it, with `_` for `-`.
     pub name: String,
-    /// Its ELF file.
+    /// Its ELF file, without what [`slim`] takes out.
     pub image: Vec<u8>,
 }
 
@@ -145,11 +146,13 @@ impl ModuleTree {
             needed_by: needed_by.map(str::to_owned),
             root: self.root.clone(),
         })?;
-        let image = read(path)?;
-        let dependencies = dependencies(&image).map_err(|source| ModuleError::NotModule {
-            path: path.clone(),
-            source,
-        })?;
+        let mut image = read(path)?;
+        let dependencies = slim(&mut image)
+            .and_then(|()| dependencies(&image))
+            .map_err(|source| ModuleError::NotModule {
+                path: path.clone(),
+                source,
+            })?;
         // No deeper than there are modules, since each is visited once.
         for dependency in dependencies {
             self.visit(&dependency, Some(name), seen, order)?;
@@ -239,7 +242,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::tests_support::module_image;
+    use crate::tests_support::{module_image, signed};
 
     /// A tree with the given modules (path, dependencies) and `crc32.ko` built in.
     fn tree(modules: &[(&str, &str)]) -> tempfile::TempDir {
@@ -321,6 +324,20 @@ mod tests {
         let file = tree.path().join("kernel/a.ko.xz");
         fs::create_dir(tree.path().join("kernel")).unwrap();
         fs::write(file, include_bytes!("../tests/data/module.ko.xz")).unwrap();
+
+        let modules = ModuleTree::open(tree.path())
+            .unwrap()
+            .resolve(["a"])
+            .unwrap();
+
+        assert_eq!(modules[0].image, module_image(""));
+    }
+
+    #[test]
+    fn module_comes_without_its_signature() {
+        let tree = tree(&[("kernel/a.ko", "")]);
+        let file = tree.path().join("kernel/a.ko");
+        fs::write(file, signed(&module_image(""), 400, 400)).unwrap();
 
         let modules = ModuleTree::open(tree.path())
             .unwrap()

@@ -19,6 +19,16 @@ pub fn module_image(depends: &str) -> Vec<u8> {
     image
 }
 
+/// `image` with a signature of `length` bytes, of which it says that they are `claimed`.
+pub fn signed(image: &[u8], length: usize, claimed: u32) -> Vec<u8> {
+    let mut image = image.to_vec();
+    // The signature, and the first eight of twelve bytes about it.
+    image.resize(image.len() + length + 8, 7);
+    image.extend_from_slice(&claimed.to_be_bytes());
+    image.extend_from_slice(b"~Module signature appended~\n");
+    image
+}
+
 /// An executable ELF file with one segment, which names an interpreter if `dynamic`.
 pub fn executable_image(dynamic: bool) -> Vec<u8> {
     let mut image = header(2, 1, 0, 0, 0);
