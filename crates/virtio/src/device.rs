@@ -87,8 +87,9 @@ pub trait VirtioDevice: Send {
     /// [`ActivateError`]; the transport then tells the driver that the device needs a reset.
     fn activate(&mut self, active: Active) -> Result<Option<Worker>, ActivateError>;
 
-    /// The driver resets the device: back to how it was when made. The worker was stopped and
-    /// dropped before. Called also when the device never became active.
+    /// The driver resets the device or gives up on it: back to how it was when made. The worker was
+    /// stopped and dropped before. Called also when the device never became active, or was reset
+    /// already.
     fn reset(&mut self);
 }
 

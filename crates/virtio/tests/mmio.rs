@@ -546,6 +546,7 @@ fn reset_leads_back_to_the_start_from(
     state: State,
 ) {
     let mut bench = Bench::at(state);
+    let resets = bench.log.lock().unwrap().resets;
 
     bench.write(Register::Status, 0);
 
@@ -557,7 +558,7 @@ fn reset_leads_back_to_the_start_from(
     assert_eq!(bench.read(Register::Status), 0);
     assert_eq!(bench.read(Register::InterruptStatus), 0);
     assert_eq!(bench.workers.running(), 0);
-    assert_eq!(bench.log.lock().unwrap().resets, 1);
+    assert_eq!(bench.log.lock().unwrap().resets, resets + 1);
 }
 
 #[test]
@@ -570,13 +571,15 @@ fn the_worker_is_gone_before_the_device_is_reset() {
 }
 
 #[test]
-fn a_driver_that_fails_stops_the_worker() {
+fn a_driver_that_fails_stops_the_worker_and_then_the_device() {
     let mut bench = Bench::at(State::Live);
 
     bench.write(Register::Status, 15 | 128);
 
     assert_eq!(bench.workers.running(), 0);
     assert!(!bench.transport.status().is_live());
+    let log = bench.log.lock().unwrap();
+    assert_eq!((log.resets, log.dropped_before_reset), (1, 1));
 }
 
 #[test]

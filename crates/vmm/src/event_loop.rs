@@ -171,33 +171,46 @@ impl LoopWorkers {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
     use std::thread;
+    use std::time::Duration;
 
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
+
+    /// For how long anything is waited for.
+    const DEADLINE: Duration = Duration::from_secs(20);
 
     fn event_loop() -> (EventLoop, Arc<Ending>) {
         let ending = Arc::new(Ending::new().unwrap());
         (EventLoop::new(Arc::clone(&ending)).unwrap(), ending)
     }
 
-    /// Counts its events; says when it is dropped.
-    struct Counter {
+    /// Tells what it read from its event; its end of the channel goes when it is dropped.
+    struct Reader {
         event: EventFd,
-        seen: Arc<AtomicU64>,
-        _alive: Arc<()>,
+        read: Sender<u64>,
     }
 
-    impl MutEventSubscriber for Counter {
+    impl MutEventSubscriber for Reader {
         fn init(&mut self, ops: &mut EventOps<'_>) {
             ops.add(Events::new(&self.event, EventSet::IN)).unwrap();
         }
 
         fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-            let count = self.event.read().unwrap();
-            self.seen.fetch_add(count, Ordering::SeqCst);
+            self.read.send(self.event.read().unwrap()).unwrap();
         }
+    }
+
+    fn reader() -> (Box<Reader>, EventFd, Receiver<u64>) {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (read, told) = channel();
+        let worker = Box::new(Reader {
+            event: event.try_clone().unwrap(),
+            read,
+        });
+        (worker, event, told)
     }
 
     #[test]
@@ -226,27 +239,27 @@ mod tests {
     fn worker_runs_until_it_is_stopped() {
         let (mut event_loop, ending) = event_loop();
         let workers = event_loop.workers();
-        let (event, alive) = (EventFd::new(EFD_NONBLOCK).unwrap(), Arc::new(()));
-        let seen = Arc::new(AtomicU64::new(0));
-        let worker = Box::new(Counter {
-            event: event.try_clone().unwrap(),
-            seen: Arc::clone(&seen),
-            _alive: Arc::clone(&alive),
-        });
+        let (worker, event, told) = reader();
 
         let other = thread::spawn(move || {
             let id = workers.start(worker).unwrap();
             event.write(3).unwrap();
-            // The loop handles messages after events, so the second message follows the event.
+            let seen = told.recv_timeout(DEADLINE);
             workers.stop(WorkerId(u64::MAX));
+            event.write(4).unwrap();
+            let seen_after_another_stopped = told.recv_timeout(DEADLINE);
             workers.stop(id);
-            let owners = Arc::strong_count(&alive);
+            let after_its_stop = told.try_recv();
             ending.report(Ok(Exit::Shutdown));
-            owners
+            (seen, seen_after_another_stopped, after_its_stop)
         });
         event_loop.run().unwrap();
 
-        assert_eq!(other.join().unwrap(), 1, "a stopped worker is dropped");
+        assert_eq!(
+            other.join().unwrap(),
+            (Ok(3), Ok(4), Err(TryRecvError::Disconnected)),
+            "it sees events, and is gone when its stop returns"
+        );
     }
 
     #[test]
@@ -254,14 +267,11 @@ mod tests {
         let (event_loop, _ending) = event_loop();
         let workers = event_loop.workers();
         drop(event_loop);
-        let worker = Box::new(Counter {
-            event: EventFd::new(EFD_NONBLOCK).unwrap(),
-            seen: Arc::default(),
-            _alive: Arc::default(),
-        });
+        let (worker, _event, told) = reader();
 
         let result = workers.start(worker);
 
         assert!(matches!(result, Err(WorkerError::Ended)));
+        assert_eq!(told.try_recv(), Err(TryRecvError::Disconnected));
     }
 }

@@ -11,9 +11,120 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+use common::harness::{Needs, Tests};
 use common::{code, config, file};
 use coracle_vmm::{Config, Exit, Vm, VmError};
-use rstest::rstest;
+
+fn main() {
+    Tests::new()
+        .cases(
+            Needs::Kvm,
+            named!(guest_ends_its_machine),
+            [
+                ("power_off", (code::power_off(), Exit::Shutdown)),
+                ("acpi_reset", (code::out(0x602, 1), Exit::Reset)),
+                (
+                    "keyboard_controller_reset",
+                    (code::out(0x64, 0xfe), Exit::Reset),
+                ),
+                (
+                    "triple_fault",
+                    (code::TRIPLE_FAULT.to_vec(), Exit::TripleFault),
+                ),
+            ],
+        )
+        .cases(
+            Needs::Kvm,
+            named!(guest_finds_its_virtio_device),
+            [
+                ("magic", (0xd000_0000, *b"virt")),
+                ("version", (0xd000_0004, 2u32.to_le_bytes())),
+                ("entropy_device", (0xd000_0008, 4u32.to_le_bytes())),
+                ("no_second_device", (0xd000_1000, [0xff; 4])),
+            ],
+        )
+        .cases(
+            Needs::Kvm,
+            named!(machine_is_stopped_from_another_thread),
+            [
+                ("one_spinning", (&code::SPIN[..], 1)),
+                ("four_spinning", (&code::SPIN, 4)),
+                ("one_halted", (&code::HALT, 1)),
+                ("four_halted", (&code::HALT, 4)),
+            ],
+        )
+        .cases(
+            Needs::Kvm,
+            named!(machine_that_cannot_be_is_refused),
+            refusals(),
+        )
+        .tests(
+            Needs::Kvm,
+            named![
+                guest_writes_to_the_serial_port,
+                guest_starts_with_the_address_of_its_start_information,
+                port_without_a_device_reads_as_ones,
+                machine_stops_when_its_peer_is_gone,
+                running_machine_that_is_dropped_leaves_nothing,
+                second_vcpu_waits_to_be_woken,
+            ],
+        )
+        .run()
+}
+
+fn refusals() -> [(&'static str, Refusal); 7] {
+    [
+        (
+            "no_vcpu",
+            (
+                |config| config.vcpus = 0,
+                "0 vCPUs are asked for; the host runs 1 to ",
+            ),
+        ),
+        (
+            "no_memory",
+            (
+                |config| config.memory_mib = 0,
+                "0 MiB of guest memory are not possible",
+            ),
+        ),
+        (
+            "memory_beyond_addresses",
+            (
+                |config| config.memory_mib = u64::MAX,
+                "18446744073709551615 MiB of guest memory are not possible",
+            ),
+        ),
+        (
+            "memory_too_small",
+            (
+                |config| config.memory_mib = 1,
+                "the guest cannot boot: the kernel cannot be loaded: segment 1 of the kernel, ",
+            ),
+        ),
+        (
+            "kernel_that_is_none",
+            (
+                |config| config.kernel = file(&[b'#'; 100]).into(),
+                "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 23 23 23 23",
+            ),
+        ),
+        (
+            "kernel_that_is_a_directory",
+            (
+                |config| config.kernel = File::open("/").unwrap().into(),
+                "the guest cannot boot: the kernel cannot be loaded: the kernel image cannot be read: it is not a regular file",
+            ),
+        ),
+        (
+            "initrd_larger_than_memory",
+            (
+                |config| config.initrd = Some(file(&vec![1; 16 << 20]).into()),
+                "the guest cannot boot: the initrd cannot be loaded: the initrd has 0x1000000 bytes, but only ",
+            ),
+        ),
+    ]
+}
 
 /// A machine whose serial port is read here.
 fn with_serial(code: &[u8]) -> (Config<OwnedFd>, PipeReader) {
@@ -35,13 +146,7 @@ fn serial_output(code: &[u8], change: impl FnOnce(&mut Config<OwnedFd>)) -> Vec<
     output
 }
 
-#[rstest]
-#[case::power_off(code::power_off(), Exit::Shutdown)]
-#[case::acpi_reset(code::out(0x602, 1), Exit::Reset)]
-#[case::keyboard_controller_reset(code::out(0x64, 0xfe), Exit::Reset)]
-#[case::triple_fault(code::TRIPLE_FAULT.to_vec(), Exit::TripleFault)]
-fn guest_ends_its_machine(#[case] code: Vec<u8>, #[case] expected: Exit) {
-    needs_kvm!();
+fn guest_ends_its_machine((code, expected): (Vec<u8>, Exit)) {
     let code = [&code[..], &code::SPIN].concat();
 
     let exit = Vm::new(config(&code)).unwrap().run().unwrap();
@@ -49,9 +154,7 @@ fn guest_ends_its_machine(#[case] code: Vec<u8>, #[case] expected: Exit) {
     assert_eq!(exit, expected);
 }
 
-#[test]
 fn guest_writes_to_the_serial_port() {
-    needs_kvm!();
     let print: Vec<u8> = b"boat"
         .iter()
         .flat_map(|byte| code::out(0x3f8, *byte))
@@ -64,9 +167,7 @@ fn guest_writes_to_the_serial_port() {
     assert_eq!(output, b"boat");
 }
 
-#[test]
 fn guest_starts_with_the_address_of_its_start_information() {
-    needs_kvm!();
     // mov (%ebx), %eax: the magic of the start information.
     let code = [
         &[0x8b, 0x03][..],
@@ -81,9 +182,7 @@ fn guest_starts_with_the_address_of_its_start_information() {
     assert_eq!(output, 0x336e_c578u32.to_le_bytes());
 }
 
-#[test]
 fn port_without_a_device_reads_as_ones() {
-    needs_kvm!();
     let code = [
         &code::input(0x500)[..],
         &code::out_al(0x3f8),
@@ -97,13 +196,7 @@ fn port_without_a_device_reads_as_ones() {
     assert_eq!(output, [0xff]);
 }
 
-#[rstest]
-#[case::magic(0xd000_0000, *b"virt")]
-#[case::version(0xd000_0004, 2u32.to_le_bytes())]
-#[case::entropy_device(0xd000_0008, 4u32.to_le_bytes())]
-#[case::no_second_device(0xd000_1000, [0xff; 4])]
-fn guest_finds_its_virtio_device(#[case] address: u32, #[case] expected: [u8; 4]) {
-    needs_kvm!();
+fn guest_finds_its_virtio_device((address, expected): (u32, [u8; 4])) {
     let code = [
         &code::load(address)[..],
         &code::print_eax(),
@@ -117,11 +210,7 @@ fn guest_finds_its_virtio_device(#[case] address: u32, #[case] expected: [u8; 4]
     assert_eq!(output, expected);
 }
 
-#[rstest]
-#[case::spinning(&code::SPIN)]
-#[case::halted(&code::HALT)]
-fn machine_is_stopped_from_another_thread(#[case] code: &[u8], #[values(1, 4)] vcpus: u8) {
-    needs_kvm!();
+fn machine_is_stopped_from_another_thread((code, vcpus): (&[u8], u8)) {
     let vm = Vm::new(Config {
         vcpus,
         ..config(code)
@@ -139,9 +228,7 @@ fn machine_is_stopped_from_another_thread(#[case] code: &[u8], #[values(1, 4)] v
     other.join().unwrap();
 }
 
-#[test]
 fn machine_stops_when_its_peer_is_gone() {
-    needs_kvm!();
     let mut vm = Vm::new(config(&code::SPIN)).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     vm.stop_when_closed(ours.into());
@@ -153,9 +240,7 @@ fn machine_stops_when_its_peer_is_gone() {
     assert_eq!(exit, Exit::Stopped);
 }
 
-#[test]
 fn running_machine_that_is_dropped_leaves_nothing() {
-    needs_kvm!();
     let (config, mut reader) = with_serial(&code::SPIN);
     let running = Vm::new(Config { vcpus: 2, ..config })
         .unwrap()
@@ -168,9 +253,7 @@ fn running_machine_that_is_dropped_leaves_nothing() {
     assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
-#[test]
 fn second_vcpu_waits_to_be_woken() {
-    needs_kvm!();
     let code = [&code::out(0x3f8, b'!')[..], &code::power_off(), &code::SPIN].concat();
 
     let output = serial_output(&code, |config| config.vcpus = 2);
@@ -189,19 +272,10 @@ fn sentence(error: &VmError) -> String {
     line
 }
 
-#[rstest]
-#[case::no_vcpu(|config: &mut Config<OwnedFd>| config.vcpus = 0, "0 vCPUs are asked for; the host runs 1 to ")]
-#[case::no_memory(|config: &mut Config<OwnedFd>| config.memory_mib = 0, "0 MiB of guest memory are not possible")]
-#[case::memory_beyond_addresses(|config: &mut Config<OwnedFd>| config.memory_mib = u64::MAX, "18446744073709551615 MiB of guest memory are not possible")]
-#[case::memory_too_small(|config: &mut Config<OwnedFd>| config.memory_mib = 1, "the guest cannot boot: the kernel cannot be loaded: segment 1 of the kernel, ")]
-#[case::kernel_that_is_none(|config: &mut Config<OwnedFd>| config.kernel = file(&[b'#'; 100]).into(), "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 23 23 23 23")]
-#[case::kernel_that_is_a_directory(|config: &mut Config<OwnedFd>| config.kernel = File::open("/").unwrap().into(), "the guest cannot boot: the kernel cannot be loaded: the kernel image cannot be read: it is not a regular file")]
-#[case::initrd_larger_than_memory(|config: &mut Config<OwnedFd>| config.initrd = Some(file(&vec![1; 16 << 20]).into()), "the guest cannot boot: the initrd cannot be loaded: the initrd has 0x1000000 bytes, but only ")]
-fn machine_that_cannot_be_is_refused(
-    #[case] change: fn(&mut Config<OwnedFd>),
-    #[case] expected: &str,
-) {
-    needs_kvm!();
+/// A change of a configuration that makes it useless, and how the error begins.
+type Refusal = (fn(&mut Config<OwnedFd>), &'static str);
+
+fn machine_that_cannot_be_is_refused((change, expected): Refusal) {
     let mut config = config(&code::SPIN);
     change(&mut config);
 

@@ -9,27 +9,73 @@ use std::io::Read;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::harness::{Needs, Tests};
 use common::process::{DEADLINE, Vmm, error_message};
 use common::{code, driver, file};
 use coracle_vmm::role::Event;
 use coracle_vmm::{Exit, Vsock};
-use rstest::rstest;
+fn main() {
+    let descriptor_that_is_not_there: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":77}"#;
+    let control_socket_as_kernel: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":3}"#;
+    let kernel_that_is_none: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":4}"#;
+    let relative_socket: &[u8] =
+        br#"{"vcpus":1,"memory_mib":16,"kernel":4,"vsock":{"cid":3,"uds":"vsock"}}"#;
+    Tests::new()
+        .cases(
+            Needs::KvmAndRoot,
+            named!(end_of_the_guest_is_told),
+            [
+                ("power_off", (code::power_off(), Exit::Shutdown, 1)),
+                ("power_off_of_three_vcpus", (code::power_off(), Exit::Shutdown, 3)),
+                ("keyboard_controller_reset", (code::out(0x64, 0xfe), Exit::Reset, 1)),
+                ("keyboard_controller_reset_of_three_vcpus", (code::out(0x64, 0xfe), Exit::Reset, 3)),
+                ("triple_fault", (code::TRIPLE_FAULT.to_vec(), Exit::TripleFault, 1)),
+                ("triple_fault_of_three_vcpus", (code::TRIPLE_FAULT.to_vec(), Exit::TripleFault, 3)),
+            ],
+        )
+        .cases(
+            Needs::KvmAndRoot,
+            named!(wrong_configuration_is_told),
+            [
+                ("no_configuration", (&b""[..], "the controlling process closed its socket before the configuration was complete")),
+                ("no_json", (b"{]", "the configuration is wrong: ")),
+                ("descriptor_that_is_not_there", (descriptor_that_is_not_there, "the configuration cannot be used: descriptor 77, named by the configuration, is not open")),
+                ("control_socket_as_kernel", (control_socket_as_kernel, "the configuration names descriptor 3, which is the control socket")),
+                ("kernel_that_is_none", (kernel_that_is_none, "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 68 65 6c 6c")),
+                ("relative_socket", (relative_socket, "the path vsock of the vsock device's socket is not absolute or has no file name")),
+            ],
+        )
+        .cases(
+            Needs::KvmAndRoot,
+            named!(machine_ends_when_the_controlling_process_is_gone),
+            [("spinning", &code::SPIN[..]), ("halted", &code::HALT)],
+        )
+        .tests(Needs::Nothing, named![without_a_control_socket_it_says_so,])
+        .tests(
+            Needs::KvmAndRoot,
+            named![
+                jailed_process_sees_nothing_of_the_host,
+                jailed_process_sees_its_socket_directory_and_no_way_out_of_it,
+                every_thread_is_confined,
+                descriptors_that_are_not_named_are_closed,
+                entropy_device_answers_a_confined_guest,
+                console_of_a_confined_guest_is_logged,
+                host_connects_to_a_confined_guest,
+                confined_guest_connects_to_the_host,
+                nothing_is_left_of_a_killed_machine,
+                dump_of_the_process_is_not_to_be_had,
+            ],
+        )
+        .run()
+}
 
-#[rstest]
-#[case::power_off(code::power_off(), Exit::Shutdown)]
-#[case::keyboard_controller_reset(code::out(0x64, 0xfe), Exit::Reset)]
-#[case::triple_fault(code::TRIPLE_FAULT.to_vec(), Exit::TripleFault)]
-fn end_of_the_guest_is_told(
-    #[case] code: Vec<u8>,
-    #[case] reason: Exit,
-    #[values(1, 3)] vcpus: u8,
-) {
-    needs_root!();
+fn end_of_the_guest_is_told((code, reason, vcpus): (Vec<u8>, Exit, u8)) {
     let code = [&code[..], &code::SPIN].concat();
     let vmm = Vmm::with_guest(&code, Vec::new(), |config| config.vcpus = vcpus);
 
@@ -39,30 +85,7 @@ fn end_of_the_guest_is_told(
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
 }
 
-#[rstest]
-#[case::no_configuration(
-    b"",
-    "the controlling process closed its socket before the configuration was complete"
-)]
-#[case::no_json(b"{]", "the configuration is wrong: ")]
-#[case::descriptor_that_is_not_there(
-    br#"{"vcpus":1,"memory_mib":16,"kernel":77}"#,
-    "the configuration cannot be used: descriptor 77, named by the configuration, is not open"
-)]
-#[case::control_socket_as_kernel(
-    br#"{"vcpus":1,"memory_mib":16,"kernel":3}"#,
-    "the configuration names descriptor 3, which is the control socket"
-)]
-#[case::kernel_that_is_none(
-    br#"{"vcpus":1,"memory_mib":16,"kernel":4}"#,
-    "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 68 65 6c 6c"
-)]
-#[case::relative_socket(
-    br#"{"vcpus":1,"memory_mib":16,"kernel":4,"vsock":{"cid":3,"uds":"vsock"}}"#,
-    "the path vsock of the vsock device's socket is not absolute or has no file name"
-)]
-fn wrong_configuration_is_told(#[case] sent: &[u8], #[case] expected: &str) {
-    needs_root!();
+fn wrong_configuration_is_told((sent, expected): (&[u8], &str)) {
     let no_kernel = file(&b"hello ".repeat(20));
     let mut vmm = Vmm::start(vec![no_kernel.into()]);
     vmm.send(sent);
@@ -78,7 +101,6 @@ fn wrong_configuration_is_told(#[case] sent: &[u8], #[case] expected: &str) {
     assert_eq!(status.code(), Some(1));
 }
 
-#[test]
 fn without_a_control_socket_it_says_so() {
     let output = Command::new(env!("CARGO_BIN_EXE_coracle-vmm"))
         .stdin(Stdio::null())
@@ -92,11 +114,7 @@ fn without_a_control_socket_it_says_so() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-#[rstest]
-#[case::spinning(&code::SPIN)]
-#[case::halted(&code::HALT)]
-fn machine_ends_when_the_controlling_process_is_gone(#[case] code: &[u8]) {
-    needs_root!();
+fn machine_ends_when_the_controlling_process_is_gone(code: &[u8]) {
     let mut vmm = Vmm::with_guest(code, Vec::new(), |config| config.vcpus = 2);
     assert_eq!(vmm.event(), Some(Event::Running));
 
@@ -108,9 +126,7 @@ fn machine_ends_when_the_controlling_process_is_gone(#[case] code: &[u8]) {
     assert!(vmm.wait().success());
 }
 
-#[test]
 fn jailed_process_sees_nothing_of_the_host() {
-    needs_root!();
     let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.vcpus = 2);
     assert_eq!(vmm.event(), Some(Event::Running));
 
@@ -133,9 +149,42 @@ fn jailed_process_sees_nothing_of_the_host() {
     assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
 }
 
-#[test]
+fn jailed_process_sees_its_socket_directory_and_no_way_out_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("beside"), "").unwrap();
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| {
+        let uds = directory.path().join("vsock");
+        config.vsock = Some(Vsock { cid: 3, uds });
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let seen = ["root", "root/..", "cwd", "cwd/.."].map(|place| names(&vmm.proc(place)));
+    let mounts = fs::read_to_string(vmm.proc("mountinfo")).unwrap();
+
+    assert_eq!(seen, [["beside", "vsock"]; 4]);
+    let [mount] = mounts.lines().collect::<Vec<_>>()[..] else {
+        panic!("not one mount:\n{mounts}");
+    };
+    // The mount point and the mount's own options.
+    let fields: Vec<_> = mount.split(' ').collect();
+    let options: Vec<_> = fields[5].split(',').collect();
+    assert_eq!(fields[4], "/");
+    for option in ["nosuid", "nodev", "noexec"] {
+        assert!(options.contains(&option), "{option}: {mount}");
+    }
+}
+
+/// The names in a directory, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 fn every_thread_is_confined() {
-    needs_root!();
     let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.vcpus = 2);
     assert_eq!(vmm.event(), Some(Event::Running));
     // A vCPU's thread confines itself when it begins, which may be after the others run.
@@ -164,9 +213,7 @@ fn every_thread_is_confined() {
     }
 }
 
-#[test]
 fn descriptors_that_are_not_named_are_closed() {
-    needs_root!();
     let secret = file(b"secret");
     let identity = fs::read_link(format!("/proc/self/fd/{}", secret.as_raw_fd())).unwrap();
     let mut vmm = Vmm::with_guest(&code::SPIN, vec![secret.into()], |_| {});
@@ -180,9 +227,7 @@ fn descriptors_that_are_not_named_are_closed() {
     assert!(!open.contains(&identity), "{open:?}");
 }
 
-#[test]
 fn entropy_device_answers_a_confined_guest() {
-    needs_root!();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let code = [
         driver::set_up(driver::WINDOW, 1),
@@ -207,9 +252,7 @@ fn entropy_device_answers_a_confined_guest() {
     assert_eq!(output, 64u32.to_le_bytes(), "{events:?} {stderr}");
 }
 
-#[test]
 fn console_of_a_confined_guest_is_logged() {
-    needs_root!();
     let mut log = file(b"");
     let code = [
         driver::set_up(driver::WINDOW, 2),
@@ -246,9 +289,7 @@ fn guest_that_receives_a_packet() -> Vec<u8> {
     .concat()
 }
 
-#[test]
 fn host_connects_to_a_confined_guest() {
-    needs_root!();
     let directory = tempfile::tempdir().unwrap();
     let uds = directory.path().join("vsock");
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -276,9 +317,7 @@ fn host_connects_to_a_confined_guest() {
     assert!(!uds.exists(), "the socket's name goes with the machine");
 }
 
-#[test]
 fn confined_guest_connects_to_the_host() {
-    needs_root!();
     let directory = tempfile::tempdir().unwrap();
     let uds = directory.path().join("vsock");
     let listener = UnixListener::bind(directory.path().join("vsock_1023")).unwrap();
@@ -311,21 +350,34 @@ fn confined_guest_connects_to_the_host() {
     assert!(accepted, "the guest's connection did not arrive");
 }
 
-#[test]
 fn nothing_is_left_of_a_killed_machine() {
-    needs_root!();
-    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |_| {});
+    let directory = tempfile::tempdir().unwrap();
+    let uds = directory.path().join("vsock");
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut vmm = Vmm::with_guest(&code::SPIN, vec![theirs.into()], |config| {
+        config.vcpus = 2;
+        config.vsock = Some(Vsock { cid: 3, uds });
+        config.serial_log = Some(5);
+    });
     assert_eq!(vmm.event(), Some(Event::Running));
 
     vmm.process.kill().unwrap();
 
     let (events, status, _) = vmm.finish();
-    assert_eq!((events, status.code()), (Vec::new(), None));
+    assert_eq!((events, status.signal()), (Vec::new(), Some(libc::SIGKILL)));
+    // The serial port's socket ends when no process has it any more, nor a thread that is still on its way out.
+    assert_eq!(ours.read_to_end(&mut Vec::new()).unwrap(), 0);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !mounts.contains(directory.path().to_str().unwrap()),
+        "{mounts}"
+    );
+    assert_eq!(names(directory.path()), ["vsock"]);
+    directory.close().unwrap();
 }
 
-#[test]
 fn dump_of_the_process_is_not_to_be_had() {
-    needs_root!();
     let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |_| {});
     assert_eq!(vmm.event(), Some(Event::Running));
 

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use common::harness::{Needs, Tests};
 use common::process::{Vmm, error_message};
 use common::{code, driver};
 use coracle_virtiofs::daemon::{DaemonConfig, DaemonError, serve};
@@ -19,6 +20,19 @@ use coracle_virtiofs::server::{Server, ServerConfig};
 use coracle_vmm::role::Event;
 use coracle_vmm::{Exit, Share};
 use rustix::io::Errno;
+
+fn main() {
+    Tests::new()
+        .tests(
+            Needs::KvmAndRoot,
+            named![
+                guest_is_answered_by_its_file_server,
+                file_server_that_is_gone_is_told,
+                machine_ends_when_its_file_server_goes_away,
+            ],
+        )
+        .run()
+}
 
 /// Nothing is in it.
 struct Empty;
@@ -79,9 +93,7 @@ fn start(code: &[u8], connection: UnixStream, serial: OwnedFd) -> Vmm {
     })
 }
 
-#[test]
 fn guest_is_answered_by_its_file_server() {
-    needs_root!();
     let (server, connection) = file_server();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let code = [&guest_that_mounts()[..], &code::power_off(), &code::SPIN].concat();
@@ -99,9 +111,7 @@ fn guest_is_answered_by_its_file_server() {
     server.join().unwrap().unwrap();
 }
 
-#[test]
 fn file_server_that_is_gone_is_told() {
-    needs_root!();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_reader, writer) = std::io::pipe().unwrap();
     drop(ours);
@@ -116,9 +126,7 @@ fn file_server_that_is_gone_is_told() {
     assert_eq!(status.code(), Some(1));
 }
 
-#[test]
 fn machine_ends_when_its_file_server_goes_away() {
-    needs_root!();
     let (server, connection) = file_server();
     let socket = connection.try_clone().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();

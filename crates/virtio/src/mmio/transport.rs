@@ -377,10 +377,11 @@ impl MmioTransport {
         match status.step_to(value).ok_or(Refused)? {
             Step::Reset => self.reset(),
             Step::Introduced => self.driver.status = status.with(value),
-            // The driver gave up: nothing of its rings is touched from now on.
+            // The driver gave up: nothing of its rings is touched from now on, neither by a worker
+            // nor by somebody who serves the queues without one.
             Step::Failed => {
                 self.driver.status = status.with(value);
-                self.stop_worker();
+                self.stop_device();
             }
             Step::FeaturesOk => {
                 let accepted = self.driver.accepted;
@@ -451,14 +452,19 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
-        self.stop_worker();
-        self.device.reset();
+        self.stop_device();
         self.interrupt.reset();
         self.driver = Driver::new(self.max_sizes.len());
         for kick in &self.kicks {
             // What was kicked before the reset is void. An error only says that nothing was.
             let _ = kick.read();
         }
+    }
+
+    /// Afterwards nobody touches the rings any more.
+    fn stop_device(&mut self) {
+        self.stop_worker();
+        self.device.reset();
     }
 
     fn stop_worker(&mut self) {

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod driver;
+pub mod harness;
 pub mod process;
 
 use std::fs::File;
@@ -15,29 +16,6 @@ use coracle_vmm::Config;
 
 /// Where the code is loaded.
 pub const ENTRY: u32 = 0x10_0000;
-
-/// Whether guests can run here. Says so if not, for the count of skipped tests.
-pub fn has_kvm(test: &str) -> bool {
-    let found = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    if !found {
-        println!("SKIPPED {test}: /dev/kvm cannot be opened");
-    }
-    found
-}
-
-/// Ends a test as skipped where no guest can run.
-#[macro_export]
-macro_rules! needs_kvm {
-    () => {
-        if !common::has_kvm(concat!(module_path!(), ":", line!())) {
-            return;
-        }
-    };
-}
 
 /// A kernel of these instructions.
 pub fn kernel(code: &[u8]) -> Vec<u8> {

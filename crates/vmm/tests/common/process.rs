@@ -19,18 +19,6 @@ use super::{file, kernel};
 /// For how long anything is waited for.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Ends a test as skipped where the process cannot run a guest or be jailed.
-#[macro_export]
-macro_rules! needs_root {
-    () => {
-        needs_kvm!();
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED {}:{}: not root", module_path!(), line!());
-            return;
-        }
-    };
-}
-
 /// A VMM process, killed when dropped.
 pub struct Vmm {
     /// The process.
