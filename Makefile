@@ -27,7 +27,7 @@ LAB := $(TARGET)/lab/lab
 GUEST_TOOL := $(TARGET)/lab/coracle-guest
 GUEST := $(TARGET)/guest
 IMAGES := $(CORACLE_CACHE)/images
-CORACLE := $(TARGET)/$(PROFILE)/coracle
+CORACLE := $(TARGET)/$(TRIPLE)/$(PROFILE)/coracle
 AGENT := $(TARGET)/$(TRIPLE)/agent/coracle-agent
 
 # What runs virtual machines finds its parts by these variables: here, or handed into the lab.
@@ -36,8 +36,8 @@ IN_LAB := --payload $(CORACLE) --payload $(GUEST) --payload $(IMAGES) \
 	--env CORACLE_BIN=/payload/coracle --env CORACLE_GUEST=/payload/guest \
 	--env CORACLE_IMAGES=/payload/images --env RUST_BACKTRACE=1
 
-# Static: they run where nothing else is.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent --target $(TRIPLE)
+# Static: the agent runs where nothing else is, and the runtime starts without a dynamic loader.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --target $(TRIPLE)
 
 .PHONY: help
 help: ## Show this list
@@ -56,15 +56,15 @@ build: guest ## Build everything: the runtime, the guest's files, the lab
 .PHONY: programs
 programs: deps
 	@cargo build --profile lab -p coracle-lab -p coracle-guest --bin lab --bin coracle-guest
-	@$(STATIC) -p coracle-lab --bin lab-guest
+	@$(STATIC) --profile agent -p coracle-lab --bin lab-guest
 
 .PHONY: runtime
 runtime: deps
-	@cargo build --profile $(PROFILE) -p coracle
+	@$(STATIC) --profile $(PROFILE) -p coracle
 
 .PHONY: guest
 guest: programs runtime ## Build the guest's kernel and initial file system
-	@$(STATIC) -p coracle-agent
+	@$(STATIC) --profile agent -p coracle-agent
 	@mkdir -p $(GUEST)
 	@kernel=$$($(LAB) kernel); \
 	$(GUEST_TOOL) vmlinux --vmlinuz "$$(echo "$$kernel"/boot/vmlinuz-*)" --output $(GUEST)/vmlinux; \
@@ -104,10 +104,19 @@ test: deps ## Check format and lints, run unit, property, doc and end-to-end tes
 	@grep -h '^test result:' $(TARGET)/test-*.log | sort | uniq -c | sort -rn
 	@lab/sum-tests.sh $(TARGET)/test-*.log
 
+.PHONY: test-all
+test-all: ## Run all of `test`, then check coverage and fuzz each parser for 20 seconds
+	$(MAKE) test
+	$(MAKE) coverage
+	$(MAKE) fuzz T=20
+
 .PHONY: lint
 lint: deps ## Check format and lints
+	@lab/deps.sh g++
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --features coracle-tests/vm -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml -- -D warnings
 
 .PHONY: unit
 unit: deps ## Run unit, property and doc tests
@@ -145,28 +154,36 @@ bench-release: guest images
 		$(HERE) CORACLE_FLOOR=$(TARGET)/release/floor $(TARGET)/release/bench milliseconds; \
 	else echo "Milliseconds: not measured, this machine has no /dev/kvm"; fi
 
-# RUSTC_BOOTSTRAP lets the stable compiler take the sanitizer's flags.
+# RUSTC_BOOTSTRAP lets the stable compiler take the sanitizer's flags. What libFuzzer says of every input
+# that it keeps is left out. Inputs may soon be long: structured ones of a few bytes hold next to nothing.
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for T seconds (T=30 FUZZ="chain mmio")
 	@lab/deps.sh g++
 	@cargo fuzz --version 2>/dev/null | grep -qw $(CARGO_FUZZ_VERSION) || \
 		cargo install -q --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)
 	@export RUSTC_BOOTSTRAP=1; \
+	cargo fuzz build; \
 	for target in $(FUZZ); do \
 		mkdir -p $(CORACLE_CACHE)/fuzz/$$target; \
 		echo "fuzz: $$target, $(T) s"; \
 		cargo fuzz run $$target $(CORACLE_CACHE)/fuzz/$$target -- \
-			-max_total_time=$(T) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0; \
+			-max_total_time=$(T) -len_control=10 -timeout=10 -rss_limit_mb=2048 -print_funcs=0 2>&1 | \
+			grep -avE '^#[0-9]+\s+(READ|INITED|NEW|REDUCE|RELOAD|pulse)|^INFO:|# Uses:|^#+ .*ictionary'; \
 	done
 
+# How it is measured: coverage/tarpaulin.toml. What is left over is of processes that start without their environment.
 .PHONY: coverage
 coverage: deps ## Measure test coverage and check each crate's floor
 	@cargo tarpaulin --version 2>/dev/null | grep -qw $(TARPAULIN_VERSION) || \
 		cargo install -q --locked cargo-tarpaulin --version $(TARPAULIN_VERSION)
 	@mkdir -p $(TARGET)/coverage
-	cargo tarpaulin --workspace --target-dir $(TARGET)/tarpaulin --skip-clean \
-		--exclude-files 'target/*' --out Lcov --output-dir $(TARGET)/coverage
-	@awk -f coverage/check.awk coverage/floors.toml $(TARGET)/coverage/lcov.info
+	@rm -f $(TARGET)/coverage/lcov.info
+	@echo "coverage: the tests' output is in $(TARGET)/coverage/log"
+	@cargo tarpaulin --config coverage/tarpaulin.toml >$(TARGET)/coverage/log 2>&1 || \
+		{ grep -aE 'FAILED|panicked' $(TARGET)/coverage/log || true; tail -n 40 $(TARGET)/coverage/log; exit 1; }
+	@rm -f build_rs_cov.profraw crates/*/default_*.profraw
+	@kvm=$$(test ! -w /dev/kvm || echo yes); \
+	awk -v kvm="$$kvm" -f coverage/check.awk coverage/floors.toml $(TARGET)/coverage/lcov.info
 
 .PHONY: clean
 clean: ## Remove what was built; the cache stays (lab clean empties it)
