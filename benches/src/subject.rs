@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 use coracle_guest::cpio::Archive;
 use coracle_tests::guests;
-use coracle_vmm::{Config, Vsock};
+use coracle_vmm::{Config, EmptyNetwork, Vsock};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tempfile::TempDir;
 
@@ -73,7 +73,8 @@ impl Guests {
         Ok((command, read))
     }
 
-    /// The VMM role, with the devices that every container's machine has but the shared directory.
+    /// The VMM role, with the devices that every container's machine has but the shared directory. The network namespace
+    /// it enters is made before: `coracle run` makes it beside other work, for all of its processes.
     pub fn vmm(&self, coracle: &Path, guest: Guest) -> Result<(Command, PipeReader)> {
         let (read, write) = pipe()?;
         let sockets = self.directory.path().join("sockets");
@@ -87,6 +88,7 @@ impl Guests {
             write.into(),
         ];
         descriptors.push(memfd_create("console", MemfdFlags::CLOEXEC)?);
+        descriptors.push(EmptyNetwork::begin()?.finish()?);
         if let Some(initrd) = self.initrd(guest) {
             descriptors.push(File::open(initrd)?.into());
         }
@@ -94,13 +96,14 @@ impl Guests {
             vcpus: 1,
             memory_mib: MEMORY,
             kernel: 4,
-            initrd: self.initrd(guest).map(|_| 7),
+            initrd: self.initrd(guest).map(|_| 8),
             cmdline: COMMAND_LINE.into(),
             console_log: Some(6),
             serial_log: Some(5),
             fs: Vec::new(),
             vsock: Some(Vsock { cid: 3, uds }),
             rng: true,
+            network: Some(7),
         };
         let mut text = serde_json::to_vec(&config)?;
         text.push(b'\n');

@@ -13,8 +13,8 @@ use coracle_virtiofs::role::RoleConfig;
 pub enum Role {
     /// Runs the virtual machine. Descriptor 3 is its control socket.
     Vmm,
-    /// Serves the shared directory. Descriptor 3 is the socket it listens on, 4 the directory; the word is the
-    /// guest's memory in MiB, by which it is bounded what the guest may keep open.
+    /// Serves the shared directory. Descriptor 3 is the socket it listens on, 4 the directory, 5 the network namespace
+    /// to enter; the word is the guest's memory in MiB, by which it is bounded what the guest may keep open.
     Fs,
 }
 
@@ -57,6 +57,7 @@ fn serve_files() -> ExitCode {
     let memory = std::env::args().nth(2).and_then(|word| word.parse().ok());
     let config = RoleConfig {
         fs: memory.map_or_else(FsConfig::default, FsConfig::for_guest_memory),
+        network: true,
         ..RoleConfig::default()
     };
     match coracle_virtiofs::role::main(None, config) {

@@ -19,6 +19,8 @@ use crate::server::{Server, ServerConfig};
 pub const LISTENER_FD: RawFd = 3;
 /// The descriptor under which the process inherits the shared directory, unless it gets a path.
 pub const DIRECTORY_FD: RawFd = 4;
+/// The descriptor under which the process inherits a network namespace, if [`RoleConfig::network`] says so.
+pub const NETWORK_FD: RawFd = 5;
 
 /// Descriptors for whatever is neither an inode nor a file of the guest: the connection, events, memory.
 const RESERVED_DESCRIPTORS: u64 = 1024;
@@ -32,6 +34,9 @@ pub struct RoleConfig {
     pub server: ServerConfig,
     /// How the queues are served.
     pub daemon: DaemonConfig,
+    /// Whether the process enters the empty network namespace inherited as [`NETWORK_FD`], instead of making one. To
+    /// enter one is quicker, and the processes of a machine may share it: none of them can bind a socket.
+    pub network: bool,
 }
 
 /// Why the file server could not serve, or not to the end.
@@ -82,10 +87,13 @@ pub enum RoleError {
 /// # Errors
 /// [`RoleError`].
 pub fn main(path: Option<&Path>, config: RoleConfig) -> Result<(), RoleError> {
-    close_from(match path {
-        Some(_) => LISTENER_FD + 1,
-        None => DIRECTORY_FD + 1,
-    })?;
+    if path.is_some() {
+        close(DIRECTORY_FD, DIRECTORY_FD)?;
+    }
+    if !config.network {
+        close(NETWORK_FD, NETWORK_FD)?;
+    }
+    close(NETWORK_FD + 1, RawFd::MAX)?;
     let listener = UnixListener::from(inherited::<LISTENER_FD>()?);
     let directory = match path {
         Some(path) => open_directory(path).map_err(|source| RoleError::Directory {
@@ -94,10 +102,14 @@ pub fn main(path: Option<&Path>, config: RoleConfig) -> Result<(), RoleError> {
         })?,
         None => inherited::<DIRECTORY_FD>()?,
     };
-    run(listener, directory, config)
+    let network = match config.network {
+        true => Some(inherited::<NETWORK_FD>()?),
+        false => None,
+    };
+    run(listener, directory, network, config)
 }
 
-/// Shuts the process in around `directory` and serves it to the virtual machine that connects to `listener`.
+/// Shuts the process in around `directory`, and `network` if there is one, and serves it to the virtual machine that connects to `listener`.
 /// To be called while the process has one thread. The process is not good for anything else afterwards, and keeps
 /// every descriptor that it has: [`main`] closes them.
 ///
@@ -106,14 +118,16 @@ pub fn main(path: Option<&Path>, config: RoleConfig) -> Result<(), RoleError> {
 pub fn run(
     listener: UnixListener,
     directory: OwnedFd,
+    network: Option<OwnedFd>,
     config: RoleConfig,
 ) -> Result<(), RoleError> {
     let RoleConfig {
         mut fs,
         server,
         daemon,
+        network: _,
     } = config;
-    let inside = sandbox::enter(directory)?;
+    let inside = sandbox::enter(directory, network)?;
     bound(&mut fs, inside.max_descriptors);
     let share = PassthroughFs::new(inside.root, inside.fds, fs).map_err(RoleError::Share)?;
     Ok(daemon::serve(
@@ -137,10 +151,10 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Closes all descriptors from `first` on.
-fn close_from(first: RawFd) -> Result<(), RoleError> {
+/// Closes all descriptors from `first` to `last`.
+fn close(first: RawFd, last: RawFd) -> Result<(), RoleError> {
     // SAFETY: takes and changes no memory. That the descriptors belong to nobody, [`main`] asks of its caller.
-    let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if outcome == 0 {
         Ok(())
     } else {
@@ -153,11 +167,14 @@ fn close_from(first: RawFd) -> Result<(), RoleError> {
 
 /// Takes a descriptor that the process was started with.
 fn inherited<const FD: RawFd>() -> Result<OwnedFd, RoleError> {
-    static TAKEN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
-    const { assert!(FD == LISTENER_FD || FD == DIRECTORY_FD) };
+    static TAKEN: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+    let number = const {
+        assert!(LISTENER_FD <= FD && FD <= NETWORK_FD);
+        (FD - LISTENER_FD) as usize
+    };
     let failed = |source| RoleError::Inherited { fd: FD, source };
 
-    if TAKEN[usize::from(FD == DIRECTORY_FD)].swap(true, Ordering::AcqRel) {
+    if TAKEN[number].swap(true, Ordering::AcqRel) {
         return Err(failed(io::ErrorKind::ResourceBusy.into()));
     }
     // SAFETY: F_SETFD takes and changes no memory.

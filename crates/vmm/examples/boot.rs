@@ -34,6 +34,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         fs: Vec::new(),
         vsock: None,
         rng: true,
+        network: None,
     };
     let exit = Vm::new(config)?.run()?;
     eprintln!("the guest ended: {exit:?}");

@@ -18,7 +18,8 @@ use rustix::process::{
     set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs, unshare_unsafe,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+    set_capabilities, set_no_new_privs, unshare_unsafe,
 };
 use thiserror::Error;
 
@@ -40,6 +41,7 @@ pub enum Root {
 #[derive(Debug)]
 pub struct Jail<'fd> {
     root: Root,
+    network: Option<BorrowedFd<'fd>>,
     keep: Vec<BorrowedFd<'fd>>,
 }
 
@@ -66,8 +68,17 @@ impl<'fd> Jail<'fd> {
     pub fn new(root: Root) -> Self {
         Self {
             root,
+            network: None,
             keep: Vec::new(),
         }
+    }
+
+    /// Moves into this network namespace, which must be empty, instead of making one.
+    #[must_use]
+    pub fn in_network(mut self, network: Option<BorrowedFd<'fd>>) -> Self {
+        self.network = network;
+        self.keep.extend(network);
+        self
     }
 
     /// Keeps these descriptors open, besides the three standard streams.
@@ -89,7 +100,7 @@ impl<'fd> Jail<'fd> {
     pub unsafe fn enter(self) -> Result<(), JailError> {
         // SAFETY: the caller gives the other descriptors up.
         unsafe { close_others(&self.keep) }?;
-        leave_namespaces()?;
+        leave_namespaces(self.network)?;
         change_root(&self.root)?;
         limit_resources()?;
         give_up_privileges()
@@ -130,10 +141,14 @@ fn gaps(kept: &[RawFd]) -> Vec<(u32, u32)> {
     gaps
 }
 
-/// Mounts, network (and with it abstract Unix sockets), System V IPC and host name of our own.
-fn leave_namespaces() -> Result<(), JailError> {
-    let namespaces =
-        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+/// Mounts, network (and with it abstract Unix sockets), System V IPC and host name apart from the host's.
+fn leave_namespaces(network: Option<BorrowedFd<'_>>) -> Result<(), JailError> {
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    match network {
+        Some(network) => move_into_link_name_space(network, Some(LinkNameSpaceType::Network))
+            .map_err(failed_to("enter its network namespace"))?,
+        None => namespaces |= UnshareFlags::NEWNET,
+    }
     // SAFETY: none of the flags unshares the table of descriptors.
     unsafe { unshare_unsafe(namespaces) }.map_err(failed_to("leave the host's namespaces"))?;
     // Nothing that is mounted from now on reaches the host.

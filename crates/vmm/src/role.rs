@@ -142,7 +142,8 @@ fn jail(config: &mut Config<OwnedFd>, control: &Control, kvm: &Kvm) -> Result<()
     let kvm = unsafe { std::os::fd::BorrowedFd::borrow_raw(kvm.as_raw_fd()) };
     let jail = Jail::new(root)
         .keeping([control.0.as_fd(), kvm])
-        .keeping(config.borrowed());
+        .keeping(config.borrowed())
+        .in_network(config.network.as_ref().map(AsFd::as_fd));
     // SAFETY: this process has just started: whatever else it inherited is used by nobody.
     unsafe { jail.enter() }?;
     Ok(())

@@ -19,7 +19,7 @@ use common::harness::{Needs, Tests};
 use common::process::{DEADLINE, Vmm, error_message};
 use common::{code, driver, file};
 use coracle_vmm::role::Event;
-use coracle_vmm::{Exit, Vsock};
+use coracle_vmm::{EmptyNetwork, Exit, Vsock};
 fn main() {
     let descriptor_that_is_not_there: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":77}"#;
     let control_socket_as_kernel: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":3}"#;
@@ -62,6 +62,7 @@ fn main() {
             named![
                 jailed_process_sees_nothing_of_the_host,
                 jailed_process_sees_its_socket_directory_and_no_way_out_of_it,
+                jailed_process_is_in_the_network_that_it_was_given,
                 every_thread_is_confined,
                 descriptors_that_are_not_named_are_closed,
                 entropy_device_answers_a_confined_guest,
@@ -172,6 +173,20 @@ fn jailed_process_sees_its_socket_directory_and_no_way_out_of_it() {
     for option in ["nosuid", "nodev", "noexec"] {
         assert!(options.contains(&option), "{option}: {mount}");
     }
+}
+
+fn jailed_process_is_in_the_network_that_it_was_given() {
+    let network = EmptyNetwork::begin().unwrap().finish().unwrap();
+    let given = fs::read_link(format!("/proc/self/fd/{}", network.as_raw_fd())).unwrap();
+    let mut vmm = Vmm::with_guest(&code::SPIN, vec![network], |config| {
+        config.network = Some(5);
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let found = fs::read_link(vmm.proc("ns/net")).unwrap();
+
+    assert_eq!(found, given);
+    assert_ne!(found, fs::read_link("/proc/thread-self/ns/net").unwrap());
 }
 
 /// The names in a directory, sorted.

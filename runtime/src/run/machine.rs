@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use coracle_agent_api::SHARE_TAG;
 use coracle_oci::plan::SandboxPlan;
 use coracle_vmm::role::Event;
-use coracle_vmm::{Config, Exit, Share, Vsock};
+use coracle_vmm::{Config, EmptyNetwork, Exit, Share, Vsock};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::directory::RunDirectory;
@@ -54,10 +54,18 @@ pub struct Machine {
 
 impl Machine {
     /// Starts the machine of `plan` with the shared tree of `directory`, which is in place.
-    pub fn start(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<Self> {
+    pub fn start(
+        plan: &SandboxPlan,
+        directory: &RunDirectory,
+        guest: &GuestFiles,
+        network: EmptyNetwork,
+    ) -> Result<Self> {
         let kernel = guest.open_kernel()?;
         let initramfs = guest.open_initramfs()?;
-        let (fs, share) = start_fs(directory, plan.vm.memory_mib)?;
+        let network = network
+            .finish()
+            .context("cannot make a network namespace")?;
+        let (fs, share) = start_fs(directory, plan.vm.memory_mib, network.as_fd())?;
         let console = memfd_create("console", MemfdFlags::CLOEXEC)
             .context("cannot make the console's log")?;
         let (mut control, theirs) =
@@ -77,6 +85,7 @@ impl Machine {
                 serial,
                 console: log,
                 share: share.into(),
+                network,
             },
         );
         let vmm = RoleProcess::start(Role::Vmm, &[], descriptors)?;
@@ -179,7 +188,11 @@ impl Machine {
 }
 
 /// Starts the process that serves the shared tree to a guest with so much memory; returns a connection to it.
-fn start_fs(directory: &RunDirectory, memory_mib: u64) -> Result<(RoleProcess, UnixStream)> {
+fn start_fs(
+    directory: &RunDirectory,
+    memory_mib: u64,
+    network: BorrowedFd<'_>,
+) -> Result<(RoleProcess, UnixStream)> {
     let path = directory.fs_socket();
     let listener = through_descriptor(&path, UnixListener::bind)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -188,11 +201,14 @@ fn start_fs(directory: &RunDirectory, memory_mib: u64) -> Result<(RoleProcess, U
         .with_context(|| format!("cannot connect to {}", path.display()))?;
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     let share = File::open(directory.share()).context("cannot open the shared directory")?;
+    let network = network
+        .try_clone_to_owned()
+        .context("cannot duplicate the network namespace")?;
     Ok((
         RoleProcess::start(
             Role::Fs,
             &[memory_mib.to_string()],
-            vec![listener.into(), share.into()],
+            vec![listener.into(), share.into(), network],
         )?,
         connection,
     ))
@@ -205,6 +221,7 @@ struct Files {
     console: OwnedFd,
     serial: OwnedFd,
     share: OwnedFd,
+    network: OwnedFd,
 }
 
 /// Descriptors in the order of their numbers in the VMM's process.
@@ -247,6 +264,7 @@ impl Numbered {
                 uds: directory.vsock().join(SOCKET),
             }),
             rng: true,
+            network: Some(self.add(files.network)),
         };
         (self.0, config)
     }

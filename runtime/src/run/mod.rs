@@ -31,6 +31,7 @@ use coracle_agent_api::SHARE_PATH;
 use coracle_oci::plan::{Places, Request, SandboxPlan, VmShape};
 use coracle_oci::spec::Overrides;
 use coracle_oci::volume::Volume;
+use coracle_vmm::EmptyNetwork;
 
 use self::directory::RunDirectory;
 use self::guest::{CommandFailed, Refused};
@@ -76,12 +77,13 @@ fn run_container(directories: &Directories, arguments: &RunArguments) -> Result<
         .map(Volume::with_existing_source)
         .collect::<Result<Vec<_>, _>>()?;
 
-    // Directories and mounts come before threads: they fork and change namespaces.
+    // Directories come before threads: the janitor is a fork.
     let directory = RunDirectory::create(directories)?;
     let overrides = overrides(arguments, directory.id())?;
     let tree = Tree::find(&directories.root, arguments)?;
     // Until here a signal ends the process, and the janitor cleans up.
     let signals = Forwarding::catch()?;
+    let network = EmptyNetwork::begin().context("cannot make a network namespace")?;
     let plan = SandboxPlan::new(Request {
         id: directory.id(),
         vm: VmShape {
@@ -101,7 +103,7 @@ fn run_container(directories: &Directories, arguments: &RunArguments) -> Result<
         },
     })?;
     share(&plan, &directory)?;
-    serve(&plan, &directory, &guest, arguments, signals)
+    serve(&plan, &directory, &guest, network, arguments, signals)
 }
 
 /// Builds the tree that the guest sees: mount points on a mount that nobody can write to, and what is mounted there.
@@ -133,11 +135,12 @@ fn serve(
     plan: &SandboxPlan,
     directory: &RunDirectory,
     guest: &GuestFiles,
+    network: EmptyNetwork,
     arguments: &RunArguments,
     signals: Forwarding,
 ) -> Result<u8> {
     let listeners = Listeners::bind(&directory.vsock())?;
-    let mut machine = Machine::start(plan, directory, guest)?;
+    let mut machine = Machine::start(plan, directory, guest, network)?;
     let mut patience = Patience::new(arguments.boot_timeout, signals);
     let outcome = machine
         .wait_until_running(&mut patience)

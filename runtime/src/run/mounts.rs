@@ -25,9 +25,7 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Gives the process a mount namespace of its own, from which nothing gets back to the host's.
-///
-/// To be called while the process has one thread.
+/// Gives the calling thread, and what it starts, a mount namespace of its own, from which nothing gets back to the host's.
 pub fn enter_namespace() -> Result<()> {
     // SAFETY: a new mount namespace changes no descriptor or memory that other code relies on.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }

@@ -25,9 +25,9 @@ use rustix::mount::{
 };
 use rustix::process::{Resource, Rlimit, fchdir, getrlimit, pivot_root, setrlimit, umask};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs, set_thread_groups, unshare_unsafe,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, capability_is_in_bounding_set,
+    clear_ambient_capability_set, move_into_link_name_space, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs, set_thread_groups, unshare_unsafe,
 };
 use thiserror::Error;
 
@@ -72,17 +72,19 @@ pub struct Inside {
     pub max_descriptors: u64,
 }
 
-/// Enters the sandbox around `directory`. To be called while the process has one thread: threads that exist
-/// already would stay outside. Takes the capabilities of root.
+/// Enters the sandbox around `directory`, and `network`, an empty network namespace, or one that it makes. To be
+/// called while the process has one thread: threads that exist already would stay outside. Takes the capabilities of
+/// root.
 ///
 /// # Errors
 /// The first step that failed; the process is then somewhere in between, and has to end.
-pub fn enter(directory: OwnedFd) -> Result<Inside, SandboxError> {
+pub fn enter(directory: OwnedFd, network: Option<OwnedFd>) -> Result<Inside, SandboxError> {
     // While /proc can be seen.
     let fds = SelfFds::detached().map_err(failed("open /proc/self/fd"))?;
     let max_descriptors = raise_limits()?;
 
-    let root = become_root(directory)?;
+    let own = enter_network(network)?;
+    let root = become_root(directory, own)?;
     umask(Mode::empty());
     set_thread_groups(&[]).map_err(failed("give up supplementary groups"))?;
     drop_capabilities()?;
@@ -142,18 +144,28 @@ fn raise(resource: Resource, wanted: Option<u64>) -> rustix::io::Result<Option<u
     Ok(maximum)
 }
 
-/// Makes `directory` the root of namespaces of its own, which hold no other mount of the host but those
+/// Enters the network namespace, or says which flag makes one.
+fn enter_network(network: Option<OwnedFd>) -> Result<UnshareFlags, SandboxError> {
+    let Some(network) = network else {
+        return Ok(UnshareFlags::NEWNET);
+    };
+    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(failed("enter its network namespace"))?;
+    Ok(UnshareFlags::empty())
+}
+
+/// Makes `directory` the root of namespaces of its own, `network` among them if it says so, which hold no other mount of the host but those
 /// below it, and on which no device can be opened. What the host mounts there later appears here, with the host's
 /// flags; nothing done here appears on the host.
-fn become_root(directory: OwnedFd) -> Result<OwnedFd, SandboxError> {
+fn become_root(directory: OwnedFd, network: UnshareFlags) -> Result<OwnedFd, SandboxError> {
     // From here on the namespace's copy of the directory is ".", without a path that could be exchanged.
     fchdir(&directory).map_err(failed("enter the shared directory"))?;
     drop(directory);
     let namespaces = UnshareFlags::NEWNS
-        | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+        | UnshareFlags::NEWCGROUP
+        | network;
     // SAFETY: the table of descriptors stays shared.
     unsafe { unshare_unsafe(namespaces) }.map_err(failed("make namespaces"))?;
     mount_change(

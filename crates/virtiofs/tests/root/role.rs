@@ -135,7 +135,7 @@ pub fn serve() -> ! {
 
 /// Does what a guest could do that has taken the file server over.
 fn misbehave(what: &str, directory: &str) -> ! {
-    let inside = coracle_virtiofs::sandbox::enter(fs::File::open(directory).unwrap().into());
+    let inside = coracle_virtiofs::sandbox::enter(fs::File::open(directory).unwrap().into(), None);
     assert!(inside.is_ok(), "{inside:?}");
     match what {
         // Not an error, but the end: only a file server's calls are allowed.

@@ -72,6 +72,7 @@ pub fn config(code: &[u8]) -> Config<OwnedFd> {
         fs: Vec::new(),
         vsock: None,
         rng: false,
+        network: None,
     }
 }
 

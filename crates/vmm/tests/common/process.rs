@@ -74,6 +74,7 @@ impl Vmm {
             fs: Vec::new(),
             vsock: None,
             rng: false,
+            network: None,
         };
         change(&mut config);
         vmm.send(&serde_json::to_vec(&config).unwrap());
