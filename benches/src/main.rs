@@ -57,7 +57,16 @@ fn main() -> ExitCode {
     match measure(&cli) {
         Ok(rows) => {
             print!("{}", report::table(&rows));
-            ExitCode::SUCCESS
+            match rows.iter().filter(|row| !row.is_met()).count() {
+                0 => ExitCode::SUCCESS,
+                missed => {
+                    eprintln!(
+                        "bench: {missed} of {} figures exceed their bound",
+                        rows.len()
+                    );
+                    ExitCode::FAILURE
+                }
+            }
         }
         Err(error) => {
             eprintln!("bench: {error:#}");

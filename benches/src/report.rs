@@ -15,21 +15,26 @@ pub struct Row {
     pub bound: Option<f64>,
 }
 
+impl Row {
+    /// Whether the figure keeps to its bound, if it has one.
+    pub fn is_met(&self) -> bool {
+        self.bound.is_none_or(|bound| self.figure <= bound)
+    }
+}
+
 /// The rows as a Markdown table.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from("| what | figure | at most | |\n|---|---:|---:|---|\n");
-    for Row {
-        name,
-        figure,
-        unit,
-        bound,
-    } in rows
-    {
+    for row in rows {
+        let Row {
+            name,
+            figure,
+            unit,
+            bound,
+        } = row;
+        let verdict = if row.is_met() { "met" } else { "NOT MET" };
         let (bound, verdict) = match bound {
-            Some(bound) => (
-                format!("{bound:.2} {unit}"),
-                if figure <= bound { "met" } else { "NOT MET" },
-            ),
+            Some(bound) => (format!("{bound:.2} {unit}"), verdict),
             None => ("–".into(), ""),
         };
         // Writing to a string cannot fail.

@@ -80,8 +80,11 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Writes a file under another name first, so that nobody sees half of it.
+/// Writes a file under another name first, so that nobody sees half of it. One that is as it should be stays.
 fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == contents) {
+        return Ok(());
+    }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", std::process::id()));
     let temporary = PathBuf::from(temporary);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use tempfile::TempDir;
 
 /// What runs in the container: it says where it is, then waits, so that it can be looked at.
 const SCRIPT: &str = "echo \"hello from $(. /etc/os-release; echo \"$PRETTY_NAME\"), \
@@ -57,9 +58,11 @@ fn main() -> ExitCode {
 
 fn show(options: &Options) -> Result<()> {
     let image = options.images.join("debian");
+    // The first run of an image unpacks it: it is to be one, and nothing stays.
+    let places = TempDir::new().context("cannot make a temporary directory")?;
     println!("$ coracle run {} bash -c '{SCRIPT}'", image.display());
-    let first = run(options, &image)?;
-    let again = run(options, &image)?;
+    let first = run(options, &image, places.path())?;
+    let again = run(options, &image, places.path())?;
     let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let line = |index: usize| first.lines.get(index).map_or("(nothing)", String::as_str);
@@ -101,10 +104,12 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-fn run(options: &Options, image: &Path) -> Result<Seen> {
+fn run(options: &Options, image: &Path, places: &Path) -> Result<Seen> {
     let begun = Instant::now();
     let mut child = Command::new(&options.coracle)
         .env("CORACLE_GUEST", &options.guest)
+        .env("CORACLE_ROOT", places.join("root"))
+        .env("CORACLE_STATE", places.join("state"))
         .arg("run")
         .arg(image)
         .args(["bash", "-c", SCRIPT])
