@@ -402,7 +402,3 @@ impl Connection {
         self.host.receives && (self.guest.sends || !self.drained())
     }
 }
-
-#[cfg(test)]
-#[path = "connection_tests.rs"]
-mod tests;

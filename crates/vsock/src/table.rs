@@ -151,14 +151,10 @@ impl<T> Table<T> {
         }
     }
 
-    /// Ends the turn of the entry at the head: it goes to the end of the queue if it has `more`, or
-    /// leaves it.
-    pub fn end_turn(&mut self, more: bool) {
+    /// Ends the turn of the entry at the head: it leaves the queue.
+    pub fn end_turn(&mut self) {
         if let Some(index) = self.ready.pop_front() {
-            self.places[index as usize].queued = more;
-            if more {
-                self.ready.push_back(index);
-            }
+            self.places[index as usize].queued = false;
         }
     }
 }
@@ -210,9 +206,10 @@ mod tests {
         table.enqueue(a);
 
         let mut turns = Vec::new();
-        for more in [true, true, false, false] {
+        for again in [Some(a), Some(b), None, None] {
             turns.push(table.front());
-            table.end_turn(more);
+            table.end_turn();
+            again.into_iter().for_each(|token| table.enqueue(token));
         }
 
         assert_eq!(turns, [Some(a), Some(b), Some(a), Some(b)]);

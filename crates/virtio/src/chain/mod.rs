@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Descriptor chains: how one is walked and checked, what it holds, and how bytes get in and out.
 
+mod cursor;
 mod descriptor;
 mod transfer;
 mod walk;
@@ -10,6 +11,7 @@ use std::fmt;
 
 use coracle_memory::{IoVecs, ScatterList};
 
+use cursor::Cursor;
 pub use descriptor::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 pub use transfer::{Reader, TransferError, Writer};
 pub(crate) use walk::walk_table;
@@ -61,23 +63,17 @@ impl Chain {
     /// in use at once; each has a position of its own.
     #[must_use]
     pub fn readable(&self) -> Reader<'_> {
-        Reader::new(
-            &self.buffers,
-            0..self.readable_slices,
-            self.readable_len,
-            &self.scratch[0],
-        )
+        let slices = 0..self.readable_slices;
+        let cursor = Cursor::new(&self.buffers, slices, self.readable_len, &self.scratch[0]);
+        Reader { cursor }
     }
 
     /// Writes the answer, from the start.
     #[must_use]
     pub fn writable(&self) -> Writer<'_> {
-        Writer::new(
-            &self.buffers,
-            self.readable_slices..self.buffers.len(),
-            self.writable_len,
-            &self.scratch[1],
-        )
+        let slices = self.readable_slices..self.buffers.len();
+        let cursor = Cursor::new(&self.buffers, slices, self.writable_len, &self.scratch[1]);
+        Writer { cursor }
     }
 }
 

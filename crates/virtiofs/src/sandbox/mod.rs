@@ -8,20 +8,22 @@
 //!
 //! One thing is up to the host. No device can be opened on the mounts that are there from the start, but a mount
 //! that the host makes below the shared directory later appears with the flags that the host gave it. Without `nodev`
-//! a process that was taken over can make a node of any of the host's devices there, and open it.
+//! a process that was taken over can make a node of any of the host's devices there, and open it; [`confine`] is what to
+//! do with such a mount first.
 //!
 //! A PID namespace is left to whoever starts the process, since to enter one takes a fork; of the calls
 //! that name a process, the filter lets none through but that to its own threads.
 
 mod filter;
+mod mounts;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
-    open_tree, unmount,
+    MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    mount_change, move_mount, open_tree, unmount,
 };
 use rustix::process::{Resource, Rlimit, fchdir, getrlimit, pivot_root, setrlimit, umask};
 use rustix::thread::{
@@ -32,6 +34,8 @@ use rustix::thread::{
 use thiserror::Error;
 
 use crate::passthrough::SelfFds;
+
+pub use mounts::confine;
 
 /// The capabilities that stay, all of them over files alone.
 pub const CAPABILITIES: CapabilitySet = CapabilitySet::empty()
@@ -112,36 +116,26 @@ fn raise_limits() -> Result<u64, SandboxError> {
     let descriptors = raise(Resource::Nofile, most.trim().parse().ok())
         .map_err(failed("raise the number of open files"))?;
     raise(Resource::Fsize, None).map_err(failed("lift the limit on the size of files"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(failed("rule out core dumps"))?;
+    setrlimit(Resource::Core, limit(Some(0))).map_err(failed("rule out core dumps"))?;
     Ok(descriptors.unwrap_or(u64::MAX))
 }
 
 /// Raises a limit to `wanted` or, without the capability for that, to the most that this process may have.
 fn raise(resource: Resource, wanted: Option<u64>) -> rustix::io::Result<Option<u64>> {
-    if setrlimit(
-        resource,
-        Rlimit {
-            current: wanted,
-            maximum: wanted,
-        },
-    )
-    .is_ok()
-    {
+    if setrlimit(resource, limit(wanted)).is_ok() {
         return Ok(wanted);
     }
     let Rlimit { maximum, .. } = getrlimit(resource);
-    setrlimit(
-        resource,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    )?;
+    setrlimit(resource, limit(maximum))?;
     Ok(maximum)
+}
+
+/// A limit that the process cannot change later.
+const fn limit(most: Option<u64>) -> Rlimit {
+    Rlimit {
+        current: most,
+        maximum: most,
+    }
 }
 
 /// Enters the network namespace, or says which flag makes one.
@@ -154,9 +148,9 @@ fn enter_network(network: Option<OwnedFd>) -> Result<UnshareFlags, SandboxError>
     Ok(UnshareFlags::empty())
 }
 
-/// Makes `directory` the root of namespaces of its own, `network` among them if it says so, which hold no other mount of the host but those
-/// below it, and on which no device can be opened. What the host mounts there later appears here, with the host's
-/// flags; nothing done here appears on the host.
+/// Makes `directory` the root of namespaces of its own, `network` among them if it says so. They hold no other mount of
+/// the host but those below it, and on these no device can be opened. What the host mounts there later appears here,
+/// with the host's flags; nothing done here appears on the host.
 fn become_root(directory: OwnedFd, network: UnshareFlags) -> Result<OwnedFd, SandboxError> {
     // From here on the namespace's copy of the directory is ".", without a path that could be exchanged.
     fchdir(&directory).map_err(failed("enter the shared directory"))?;
@@ -180,7 +174,13 @@ fn become_root(directory: OwnedFd, network: UnshareFlags) -> Result<OwnedFd, San
         | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let root =
         open_tree(CWD, c".", flags).map_err(failed("make a mount of the shared directory"))?;
-    rule_out_devices(root.as_fd()).map_err(failed("rule out devices in the shared directory"))?;
+    // This process may make any device: it must not open one. Mounts of the host are still to appear.
+    confine(
+        &root,
+        MountAttrFlags::empty(),
+        MountPropagationFlags::empty(),
+    )
+    .map_err(failed("rule out devices in the shared directory"))?;
     move_mount(
         &root,
         c"",
@@ -196,34 +196,6 @@ fn become_root(directory: OwnedFd, network: UnshareFlags) -> Result<OwnedFd, San
 
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(c"/", flags, Mode::empty()).map_err(failed("open the shared directory"))
-}
-
-/// Makes all mounts of a detached tree such that devices on them cannot be opened, by this process that may make
-/// any. Set-user-id and programs it has no use for either; what they are to the guest, the guest's kernel says.
-fn rule_out_devices(tree: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is an empty C string, the structure is as long as is said, and both outlive the call,
-    // which keeps neither.
-    let outcome = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if outcome == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 fn drop_capabilities() -> Result<(), SandboxError> {

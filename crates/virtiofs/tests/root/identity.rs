@@ -9,40 +9,18 @@ use coracle_virtiofs::fuse::{Opcode, flags};
 use rustix::fs::Gid;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::Test;
 use crate::guest::{Guest, ROOT, c};
 
-pub const TESTS: &[Test] = &[
-    (
-        "what_is_made_belongs_to_its_maker",
-        what_is_made_belongs_to_its_maker,
-    ),
-    (
-        "the_server_is_itself_again_afterwards",
-        the_server_is_itself_again_afterwards,
-    ),
-    (
-        "threads_act_as_different_users",
-        threads_act_as_different_users,
-    ),
-    ("nobody_makes_nothing", nobody_makes_nothing),
-    (
-        "the_guest_has_decided_who_may_write_where",
-        the_guest_has_decided_who_may_write_where,
-    ),
-    (
-        "a_set_group_id_directory_passes_its_group_on",
-        a_set_group_id_directory_passes_its_group_on,
-    ),
-    (
-        "set_group_id_is_not_given_to_who_is_not_in_the_group",
-        set_group_id_is_not_given_to_who_is_not_in_the_group,
-    ),
-    (
-        "the_servers_groups_are_not_the_guests",
-        the_servers_groups_are_not_the_guests,
-    ),
-    ("owners_change", owners_change),
+tests![
+    what_is_made_belongs_to_its_maker,
+    the_server_is_itself_again_afterwards,
+    threads_act_as_different_users,
+    nobody_makes_nothing,
+    the_guest_has_decided_who_may_write_where,
+    a_set_group_id_directory_passes_its_group_on,
+    set_group_id_is_not_given_to_who_is_not_in_the_group,
+    the_servers_groups_are_not_the_guests,
+    owners_change,
 ];
 
 /// A share whose root directory has group 500 and set-group-id.

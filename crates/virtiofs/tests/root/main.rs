@@ -5,27 +5,43 @@
 #[path = "../guest/mod.rs"]
 mod guest;
 
+/// Makes a module's table of tests.
+macro_rules! tests {
+    [$($test:ident),+ $(,)?] => {
+        pub const TESTS: &[crate::Test] = &[$((stringify!($test), $test)),+];
+    };
+}
+
+mod endings;
 mod identity;
+mod machine;
 mod mounts;
 mod privileges;
-mod role;
+mod process;
+mod sandbox;
+
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
 /// A test with its name.
 type Test = (&'static str, fn());
 
-fn main() {
+fn main() -> ExitCode {
     // The file server's process is this program, started again.
-    if std::env::args().nth(1).as_deref() == Some(role::ARGUMENT) {
-        role::serve();
+    if std::env::args().nth(1).as_deref() == Some(process::ARGUMENT) {
+        process::serve();
     }
+    // A test cannot remove a directory on which its thread still has mounts; they are gone when all have ended.
+    let directory = tempfile::tempdir().unwrap();
+    tempfile::env::override_temp_dir(directory.path()).unwrap();
     let is_root = rustix::process::geteuid().is_root();
     let trials = [
+        endings::TESTS,
         identity::TESTS,
         mounts::TESTS,
         privileges::TESTS,
-        role::TESTS,
+        sandbox::TESTS,
     ]
     .concat()
     .into_iter()
@@ -39,5 +55,5 @@ fn main() {
         Trial::test(name, run).with_ignored_flag(!is_root)
     })
     .collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

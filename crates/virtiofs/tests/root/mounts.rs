@@ -2,32 +2,27 @@
 //! Shares that other mounts lie in.
 
 use std::fs;
+use std::path::Path;
 
 use coracle_virtiofs::fuse::Opcode;
 use coracle_virtiofs::fuse::abi::*;
 use coracle_virtiofs::fuse::flags;
+use coracle_virtiofs::sandbox::confine;
+use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount,
+    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    mount, mount_bind, mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::Test;
-use crate::guest::{Guest, ROOT};
+use crate::guest::{Guest, ROOT, directory};
 
-pub const TESTS: &[Test] = &[
-    (
-        "a_mount_is_entered_and_marked",
-        a_mount_is_entered_and_marked,
-    ),
-    ("names_do_not_cross_mounts", names_do_not_cross_mounts),
-    (
-        "a_file_seen_through_two_mounts_is_two_nodes",
-        a_file_seen_through_two_mounts_is_two_nodes,
-    ),
-    (
-        "a_read_only_mount_of_the_host_stays_so",
-        a_read_only_mount_of_the_host_stays_so,
-    ),
+tests![
+    a_mount_is_entered_and_marked,
+    names_do_not_cross_mounts,
+    a_file_seen_through_two_mounts_is_two_nodes,
+    a_read_only_mount_of_the_host_stays_so,
+    confined_mounts_hold_files_alone,
 ];
 
 /// Mounts made by this thread vanish with it.
@@ -144,4 +139,44 @@ fn a_read_only_mount_of_the_host_stays_so() {
         fs::read(guest.share().join("real/file")).unwrap(),
         b"content"
     );
+}
+
+fn confined_mounts_hold_files_alone() {
+    private_mounts();
+    let directory = directory();
+    let tree = directory.path().join("tree");
+    let target = directory.path().join("share");
+    for path in [tree.clone(), tree.join("below")] {
+        fs::create_dir_all(&path).unwrap();
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), None).unwrap();
+        mount_change(&path, MountPropagationFlags::SHARED).unwrap();
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE;
+    let clone = open_tree(CWD, &tree, flags).unwrap();
+
+    confine(
+        &clone,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+        MountPropagationFlags::PRIVATE,
+    )
+    .unwrap();
+
+    let attach = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&clone, "", CWD, &target, attach).unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    // Number, parent, device, root, path, attributes, what it shares.
+    let of = |path: &Path| -> Vec<&str> {
+        let line = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(4) == path.to_str())
+            .unwrap();
+        line.split(' ').skip(5).take(2).collect()
+    };
+    for path in [&target, &target.join("below")] {
+        assert_eq!(of(path), ["ro,nosuid,nodev,noexec,relatime", "-"]);
+    }
+    assert!(of(&tree)[1].starts_with("shared:"));
+    for path in [&target, &tree] {
+        unmount(path, UnmountFlags::DETACH).unwrap();
+    }
 }

@@ -5,46 +5,18 @@ use coracle_virtiofs::fuse::abi::*;
 use coracle_virtiofs::fuse::flags;
 use coracle_virtiofs::passthrough::FsConfig;
 
-use crate::Test;
 use crate::guest::{Guest, ROOT, mode, size};
 
-pub const TESTS: &[Test] = &[
-    (
-        "a_write_removes_set_user_id_when_told",
-        a_write_removes_set_user_id_when_told,
-    ),
-    (
-        "a_write_of_the_guests_root_keeps_set_user_id",
-        a_write_of_the_guests_root_keeps_set_user_id,
-    ),
-    (
-        "truncating_removes_set_user_id_when_told",
-        truncating_removes_set_user_id_when_told,
-    ),
-    (
-        "opening_to_truncate_removes_set_user_id_when_told",
-        opening_to_truncate_removes_set_user_id_when_told,
-    ),
-    (
-        "every_write_removes_file_capabilities",
-        every_write_removes_file_capabilities,
-    ),
-    (
-        "a_new_owner_removes_file_capabilities_and_set_user_id",
-        a_new_owner_removes_both,
-    ),
-    (
-        "set_group_id_stays_where_the_guests_root_sets_it",
-        set_group_id_stays_where_the_guests_root_sets_it,
-    ),
-    (
-        "a_device_node_is_made_and_never_opened",
-        a_device_node_is_made_and_never_opened,
-    ),
-    (
-        "device_nodes_can_be_ruled_out_but_for_whiteouts",
-        device_nodes_can_be_ruled_out_but_for_whiteouts,
-    ),
+tests![
+    a_write_removes_set_user_id_when_told,
+    a_write_of_the_guests_root_keeps_set_user_id,
+    truncating_removes_set_user_id_when_told,
+    opening_to_truncate_removes_set_user_id_when_told,
+    every_write_removes_file_capabilities,
+    a_new_owner_removes_file_capabilities_and_set_user_id,
+    set_group_id_stays_where_the_guests_root_sets_it,
+    a_device_node_is_made_and_never_opened,
+    device_nodes_can_be_ruled_out_but_for_whiteouts,
 ];
 
 /// `cap_net_raw` in the permitted set, as `setcap` writes it (`VFS_CAP_REVISION_2`).
@@ -141,7 +113,7 @@ fn every_write_removes_file_capabilities() {
     assert_eq!(guest.getxattr(node, NAME, 100), Err(libc::ENODATA));
 }
 
-fn a_new_owner_removes_both() {
+fn a_new_owner_removes_file_capabilities_and_set_user_id() {
     let (guest, node, _) = guest();
     guest.setxattr(node, NAME, CAPABILITIES).unwrap();
 

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-
 //! Much data through small windows, both ways at once.
-
-mod guest;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -11,8 +8,9 @@ use std::time::Instant;
 
 use coracle_vsock::Limits;
 use coracle_vsock::packet::{Header, Op, Ports, SHUTDOWN_SEND};
-use guest::{DEADLINE, Guest, packet, pattern, ports};
 use rstest::rstest;
+
+use crate::guest::{DEADLINE, Guest, PORTS, packet, pattern};
 
 /// An application of the guest with its socket, which keeps to the credit in both directions.
 struct Socket {
@@ -147,17 +145,15 @@ fn everything_arrives_in_both_directions(
         ..Limits::default()
     };
     let mut guest = Guest::with_limits(limits);
-    let listener = guest.listen(52);
-    let ports = ports(52, 1000);
     let (up, down) = (pattern(len, 5), pattern(len, 6));
     let request = Header {
         buf_alloc: guest_buffer,
-        ..packet(ports, Op::Request)
+        ..packet(PORTS, Op::Request)
     };
     guest.send(&request, &[]);
     let known = guest.expect(Op::Response);
     let mut socket = Socket {
-        ports,
+        ports: PORTS,
         room: guest_buffer,
         received: Vec::new(),
         has_ended: false,
@@ -166,10 +162,8 @@ fn everything_arrives_in_both_directions(
         known,
         told: 0,
     };
-    let stream = listener.accept().unwrap().0;
-    stream.set_nonblocking(true).unwrap();
     let mut program = Program {
-        stream,
+        stream: guest.accept().unwrap(),
         sent: 0,
         received: Vec::new(),
         has_ended: false,

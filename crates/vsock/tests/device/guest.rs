@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-
-//! A guest that drives the device through its transport and queues, on the test's own thread.
-
-#![allow(dead_code, reason = "each test file uses a part of it")]
+//! A guest that drives the device through its transport and queues, on the test's own thread, and the host
+//! around it.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -23,6 +21,9 @@ pub const RX: usize = 0;
 pub const TX: usize = 1;
 pub const EVENT: usize = 2;
 
+/// What most tests connect.
+pub const PORTS: Ports = ports(52, 1000);
+
 /// Where each driver has its part of memory.
 const PART: u64 = 128 << 20;
 
@@ -37,6 +38,7 @@ pub struct Guest {
     pub memory: GuestMemory,
     pub handle: VsockHandle,
     dir: TempDir,
+    listener: UnixListener,
     inbox: VecDeque<(Header, Vec<u8>)>,
     /// Buffers that the device has.
     given: usize,
@@ -47,6 +49,17 @@ impl Guest {
         Self::with_limits(Limits::default())
     }
 
+    /// A guest with a connection of [`PORTS`], and the host's end of it.
+    pub fn connected() -> (Self, UnixStream) {
+        Self::connected_with(Limits::default())
+    }
+
+    pub fn connected_with(limits: Limits) -> (Self, UnixStream) {
+        let mut guest = Self::with_limits(limits);
+        let host = guest.connect(PORTS);
+        (guest, host)
+    }
+
     pub fn with_limits(limits: Limits) -> Self {
         let ranges = [
             (GuestAddress(0), 3 * PART),
@@ -55,8 +68,10 @@ impl Guest {
         ];
         let memory = GuestMemory::anonymous(&ranges).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let device = VsockDevice::with_limits(CID, dir.path().join("vsock"), limits).unwrap();
+        let device = VsockDevice::with_limits(CID, socket_path(&dir, None), limits).unwrap();
         let handle = device.handle();
+        let listener = UnixListener::bind(socket_path(&dir, Some(PORTS.host))).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let workers = Arc::new(LocalWorkers::new());
         let interrupt = testing::interrupt();
         let transport = MmioTransport::new(
@@ -74,6 +89,7 @@ impl Guest {
             memory,
             handle,
             dir,
+            listener,
             inbox: VecDeque::new(),
             given: 0,
         };
@@ -100,14 +116,14 @@ impl Guest {
 
     /// Path of the device's socket, or of a port's.
     pub fn path(&self, port: Option<u32>) -> PathBuf {
-        let suffix = port.map_or_else(String::new, |port| format!("_{port}"));
-        self.dir.path().join(format!("vsock{suffix}"))
+        socket_path(&self.dir, port)
     }
 
-    pub fn listen(&self, port: u32) -> UnixListener {
-        let listener = UnixListener::bind(self.path(Some(port))).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        listener
+    /// A program of the host listens on the port of [`PORTS`]: its next connection.
+    pub fn accept(&self) -> Option<UnixStream> {
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(true).unwrap();
+        Some(stream)
     }
 
     /// A program of the host connects and says `line`.
@@ -216,14 +232,37 @@ impl Guest {
         }
     }
 
-    /// Connects a port of the guest to a port of the host that is listened on.
-    pub fn connect(&mut self, listener: &UnixListener, ports: Ports) -> UnixStream {
+    /// Connects these ports; the host's is the one that is listened on.
+    pub fn connect(&mut self, ports: Ports) -> UnixStream {
         self.send(&packet(ports, Op::Request), &[]);
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
+        let stream = self.accept().unwrap();
         self.expect(Op::Response);
         stream
     }
+
+    /// All that comes until the end.
+    pub fn read_to_end(&mut self, stream: &mut UnixStream) -> Vec<u8> {
+        let mut came = Vec::new();
+        self.wait_for(|_| {
+            let (bytes, end) = read_now(stream);
+            came.extend(bytes);
+            end.then_some(())
+        });
+        came
+    }
+
+    /// The device does its work for a connection made now.
+    pub fn assert_served(&mut self) {
+        let ports = ports(PORTS.host, 900);
+        let mut host = self.connect(ports);
+        self.send(&data(ports, 5), b"hello");
+        assert_eq!(read_now(&mut host), (b"hello".to_vec(), false));
+    }
+}
+
+fn socket_path(dir: &TempDir, port: Option<u32>) -> PathBuf {
+    let suffix = port.map_or_else(String::new, |port| format!("_{port}"));
+    dir.path().join(format!("vsock{suffix}"))
 }
 
 fn drivers(memory: &GuestMemory) -> [Driver; 3] {
