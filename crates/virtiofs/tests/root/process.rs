@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use coracle_memory::GuestMemory;
 use coracle_virtiofs::daemon::DaemonConfig;
-use coracle_virtiofs::role::{DIRECTORY_FD, LISTENER_FD, RoleConfig};
+use coracle_virtiofs::role::{DIRECTORY_FD, LISTENER_FD, NETWORK_FD, RoleConfig};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -20,6 +20,8 @@ use crate::machine::Machine;
 
 /// The argument by which this program is started as a file server.
 pub const ARGUMENT: &str = "--file-server";
+/// The argument behind it by which it enters a network namespace that it inherits.
+const IN_NETWORK: &str = "--in-network";
 /// The argument behind it by which it shuts itself in, around the directory that the last one names, and then
 /// does what it must not: what the argument in between says.
 pub const MISBEHAVE: &str = "--misbehave";
@@ -43,6 +45,7 @@ pub fn serve() -> ! {
     };
     let config = RoleConfig {
         daemon,
+        network: arguments.iter().any(|argument| argument == IN_NETWORK),
         ..RoleConfig::default()
     };
     match coracle_virtiofs::role::main(None, config) {
@@ -109,8 +112,18 @@ impl Process {
         Self::start_with(directory, &[])
     }
 
+    /// Starts the process with a network namespace to enter.
+    pub fn start_in_network(network: &fs::File) -> Self {
+        let network = [(network.as_raw_fd(), NETWORK_FD)];
+        Self::start_as(&[ARGUMENT, IN_NETWORK], directory(), &network)
+    }
+
     /// Starts the process with `more` descriptors than it is told of, under the numbers beside them.
     pub fn start_with(directory: TempDir, more: &[(RawFd, RawFd)]) -> Self {
+        Self::start_as(&[ARGUMENT], directory, more)
+    }
+
+    fn start_as(arguments: &[&str], directory: TempDir, more: &[(RawFd, RawFd)]) -> Self {
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let share: OwnedFd = fs::File::open(directory.path().join("share"))
             .unwrap()
@@ -119,7 +132,7 @@ impl Process {
             (listener.as_raw_fd(), LISTENER_FD),
             (share.as_raw_fd(), DIRECTORY_FD),
         ];
-        let child = spawn(&[ARGUMENT], &[&told, more].concat());
+        let child = spawn(arguments, &[&told, more].concat());
         Self { child, directory }
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use coracle_virtiofs::fuse::Opcode;
 use coracle_virtiofs::fuse::abi::*;
 use coracle_virtiofs::sandbox::CAPABILITIES;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use zerocopy::IntoBytes;
 
 use crate::guest::{ROOT, c, directory, mode, size};
@@ -16,6 +17,7 @@ use crate::process::{ARGUMENT, DEVICE, MISBEHAVE, Process, SOCKET, spawn, wait};
 tests![
     every_operation_passes_the_filter,
     the_process_sees_the_share_and_nothing_else,
+    the_process_enters_the_network_that_it_was_given,
     a_mount_that_the_host_makes_later_appears,
     what_images_hold_is_made_in_the_sandbox,
     the_process_has_a_file_servers_rights,
@@ -189,6 +191,25 @@ fn the_process_sees_the_share_and_nothing_else() {
         assert!(harmless || memory || fds || kernel, "{}", path.display());
     }
     drop((machine, memory));
+}
+
+fn the_process_enters_the_network_that_it_was_given() {
+    // Namespaces belong to threads.
+    let made = std::thread::spawn(|| {
+        // SAFETY: the flag does not unshare the table of descriptors.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        fs::File::open("/proc/thread-self/ns/net").unwrap()
+    });
+    let network = made.join().unwrap();
+    let given = fs::read_link(format!("/proc/self/fd/{}", network.as_raw_fd())).unwrap();
+    let process = Process::start_in_network(&network);
+    // Once it serves, it has entered all that it enters.
+    let _guest = process.connect();
+
+    let found = fs::read_link(format!("/proc/{}/ns/net", process.child.id())).unwrap();
+
+    assert_eq!(found, given);
+    assert_ne!(found, fs::read_link("/proc/thread-self/ns/net").unwrap());
 }
 
 fn a_mount_that_the_host_makes_later_appears() {
