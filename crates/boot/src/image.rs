@@ -109,3 +109,74 @@ impl<'f> Image<'f> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use coracle_memory::{GuestAddress, GuestMemory};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::testing::file;
+
+    #[rstest]
+    #[case::directory("/")]
+    #[case::character_device("/dev/zero")]
+    fn file_whose_size_says_nothing_is_refused(#[case] path: &str) {
+        let file = File::open(path).unwrap();
+
+        let error = Image::new(&file).err();
+
+        assert!(matches!(error, Some(ReadError::NotRegular)));
+    }
+
+    #[test]
+    fn fifo_is_refused_without_a_wait_for_its_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let fifo = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+
+        let error = Image::new(&fifo).err();
+
+        assert!(matches!(error, Some(ReadError::NotRegular)));
+    }
+
+    #[test]
+    fn file_that_was_cut_meanwhile_is_named_with_what_is_missing() {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(1 << 20)).unwrap();
+        let slice = memory.slice(GuestAddress(0), 8).unwrap();
+        let file = file(&[1; 8]);
+        let image = Image::new(&file).unwrap();
+        file.set_len(4).unwrap();
+
+        let error = image.read_to_guest(0, slice).unwrap_err();
+
+        assert_eq!(error.to_string(), "8 bytes at offset 0x0 cannot be read");
+        assert!(matches!(
+            error,
+            ReadError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof
+        ));
+    }
+
+    #[test]
+    fn file_that_is_not_open_for_reading_is_told_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join("kernel")).unwrap();
+        file.set_len(8).unwrap();
+
+        let error = Image::new(&file).unwrap().read(0, &mut [0; 8]).unwrap_err();
+
+        assert!(
+            matches!(error, ReadError::Read { source, .. } if source.raw_os_error() == Some(libc::EBADF))
+        );
+    }
+}

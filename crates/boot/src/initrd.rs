@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The initial RAM disk: at the top of the memory region that the kernel is in, out of the kernel's way while it unpacks.
+//! The initial RAM disk: at the top of the memory region that the kernel is in, below 4 GiB, out of the kernel's way while
+//! it unpacks.
 
 use std::fs::File;
 
@@ -11,6 +12,9 @@ use crate::image::{Image, ReadError};
 use crate::layout::HIGH_RAM;
 
 const PAGE: u64 = 4096;
+/// Linux keeps 32 bits of the address and the size that the module list gives (`ramdisk_image` and `ramdisk_size` of its
+/// `struct setup_header`).
+const ADDRESS_LIMIT: u64 = 1 << 32;
 
 /// Why an initrd cannot be loaded.
 #[derive(Debug, Error)]
@@ -74,7 +78,7 @@ pub(crate) fn load(
     Ok(Initrd { address, size })
 }
 
-/// What is left behind the kernel of the region that the kernel ends in.
+/// What is left behind the kernel of the region that the kernel ends in, as far as Linux can address it.
 fn free_behind(memory: &GuestMemory, kernel_end: u64) -> std::ops::Range<u64> {
     let end = memory
         .regions()
@@ -86,8 +90,9 @@ fn free_behind(memory: &GuestMemory, kernel_end: u64) -> std::ops::Range<u64> {
             )
         })
         .find(|(start, end)| (*start..=*end).contains(&kernel_end))
-        .map_or(kernel_end, |(_, end)| end);
-    kernel_end.max(HIGH_RAM)..end.max(kernel_end.max(HIGH_RAM))
+        .map_or(kernel_end, |(_, end)| end.min(ADDRESS_LIMIT));
+    let start = kernel_end.max(HIGH_RAM);
+    start..end.max(start)
 }
 
 /// The highest page at which `size` bytes fit in `free`.
@@ -98,6 +103,8 @@ fn place(free: &std::ops::Range<u64>, size: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::FromRawFd;
+
     use rstest::rstest;
 
     use super::*;
@@ -141,6 +148,73 @@ mod tests {
             error.to_string(),
             "the initrd has 0x1001 bytes, but only 0x1000 are free behind the kernel"
         );
+    }
+
+    #[test]
+    fn initrd_may_reach_from_the_kernel_to_the_end_of_memory() {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(4 * MIB)).unwrap();
+        let content: Vec<u8> = (0..=250).cycle().take(2 << 20).collect();
+
+        let initrd = load(&memory, &file(&content), 2 * MIB).unwrap();
+
+        let mut found = vec![0; content.len()];
+        memory.read(GuestAddress(2 * MIB), &mut found).unwrap();
+        assert_eq!((initrd.address, initrd.size), (2 * MIB, 2 * MIB));
+        assert!(found == content);
+    }
+
+    #[rstest]
+    #[case::one_byte_more_than_memory(4 * MIB + 1)]
+    #[case::the_largest_file(i64::MAX.cast_unsigned())]
+    fn initrd_larger_than_memory_is_refused_before_it_is_read(#[case] size: u64) {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(4 * MIB)).unwrap();
+        // A memory file may be of any size and takes no room.
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"initrd".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: the kernel has just made this descriptor for us.
+        let initrd = unsafe { File::from_raw_fd(fd) };
+        initrd.set_len(size).unwrap();
+
+        let error = load(&memory, &initrd, 2 * MIB).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            format!("the initrd has {size:#x} bytes, but only 0x200000 are free behind the kernel")
+        );
+    }
+
+    #[test]
+    fn initrd_is_placed_where_linux_can_name_it() {
+        let memory = GuestMemory::anonymous(&[(GuestAddress(0), 6 << 30)]).unwrap();
+
+        let initrd = load(&memory, &file(b"initrd"), 2 * MIB).unwrap();
+
+        assert_eq!(initrd.address, (4 << 30) - PAGE);
+    }
+
+    #[rstest]
+    #[case::at_the_end_of_memory(4 * MIB)]
+    #[case::behind_the_end_of_memory(5 * MIB)]
+    #[case::at_the_last_address(u64::MAX)]
+    fn kernel_that_leaves_no_room_is_told(#[case] kernel_end: u64) {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(4 * MIB)).unwrap();
+
+        let error = load(&memory, &file(&[1]), kernel_end).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the initrd has 0x1 bytes, but only 0x0 are free behind the kernel"
+        );
+    }
+
+    #[test]
+    fn directory_is_no_initrd() {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(2 * MIB)).unwrap();
+
+        let error = load(&memory, &File::open("/").unwrap(), MIB).unwrap_err();
+
+        assert!(matches!(error, InitrdError::Read(ReadError::NotRegular)));
     }
 
     #[test]

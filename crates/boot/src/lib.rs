@@ -23,7 +23,7 @@ pub use acpi::AcpiError;
 pub use error::BootError;
 pub use image::ReadError;
 pub use initrd::InitrdError;
-pub use kernel::KernelError;
+pub use kernel::{KernelError, KernelPart};
 pub use state::{Segment, StartState};
 
 /// What a virtual machine boots, and what its kernel is told of the machine.

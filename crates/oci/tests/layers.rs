@@ -365,40 +365,17 @@ fn block_that_is_no_header_is_refused(#[case] stream: Vec<u8>) {
     assert!(error.contains("starts no tar header"), "{error}");
 }
 
-#[test]
-fn limit_on_bytes_is_over_all_layers_and_in_the_message() {
-    let layer = tar(&[file("f", "x".repeat(10_000))]);
-    let limits = Limits {
-        bytes: 20_000,
-        ..Limits::default()
-    };
+#[rstest]
+#[case::bytes(Limits { bytes: 20_000, ..Limits::default() }, "the image unpacks to more than 20000 bytes")]
+#[case::entries(Limits { entries: 3, ..Limits::default() }, "the image has more than 3 entries")]
+fn limit_is_over_all_layers_and_in_the_message(#[case] limits: Limits, #[case] message: &str) {
+    let layer = tar(&[file("f", "x".repeat(10_000)), file("g", "")]);
 
     let error = Ground::new()
         .apply_streams(&[layer.clone(), layer], limits)
         .unwrap_err();
 
-    assert_eq!(
-        error,
-        "layer L1 is refused: the image unpacks to more than 20000 bytes"
-    );
-}
-
-#[test]
-fn limit_on_entries_is_over_all_layers_and_in_the_message() {
-    let layer = tar(&[file("f", ""), file("g", "")]);
-    let limits = Limits {
-        entries: 3,
-        ..Limits::default()
-    };
-
-    let error = Ground::new()
-        .apply_streams(&[layer.clone(), layer], limits)
-        .unwrap_err();
-
-    assert_eq!(
-        error,
-        "layer L1 is refused: the image has more than 3 entries"
-    );
+    assert_eq!(error, format!("layer L1 is refused: {message}"));
 }
 
 #[test]

@@ -3,130 +3,15 @@
 
 use std::io::{self, Read};
 
-use thiserror::Error;
-
+use super::entry::{Entry, Kind, Time};
+use super::error::TarError;
 use super::header::{BLOCK, BadField, Header};
 use super::pax::{self, BadRecord, Pax};
 use crate::show::quoted;
 
 /// Most bytes of extended headers before one entry: far beyond any path and all extended
 /// attributes that a file system keeps, so that a stream cannot fill memory.
-const EXTENSION_LIMIT: u64 = 1 << 20;
-
-/// A point in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Time {
-    /// Seconds since 1970, negative before.
-    pub seconds: i64,
-    /// Nanoseconds after that second.
-    pub nanoseconds: u32,
-}
-
-/// What an entry makes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file, whose content follows.
-    File,
-    /// A directory.
-    Directory,
-    /// A symlink to this target.
-    Symlink(Vec<u8>),
-    /// Another name of this earlier entry.
-    HardLink(Vec<u8>),
-    /// A FIFO.
-    Fifo,
-    /// A character device of this major and minor number.
-    CharacterDevice(u32, u32),
-    /// A block device of this major and minor number.
-    BlockDevice(u32, u32),
-}
-
-/// One entry: all but its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Path, as it stands in the stream.
-    pub path: Vec<u8>,
-    /// What it makes.
-    pub kind: Kind,
-    /// Permission bits, with set-user-ID, set-group-ID and sticky.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes of content.
-    pub size: u64,
-    /// Modification time.
-    pub mtime: Time,
-    /// Extended attributes: names and values.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// A stream that is no tar, or one whose meaning is not certain. Offsets are bytes into it.
-#[derive(Debug, Error)]
-pub enum TarError {
-    /// The stream cannot be read.
-    #[error("the tar stream cannot be read at byte {offset}")]
-    Read {
-        /// Where.
-        offset: u64,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The stream ends inside an entry.
-    #[error("the tar stream is truncated: it ends inside an entry at byte {offset}")]
-    Truncated {
-        /// Where it ends.
-        offset: u64,
-    },
-    /// A block that should be a header is none.
-    #[error("byte {offset} of the tar stream starts no tar header: its checksum does not match")]
-    Checksum {
-        /// Where.
-        offset: u64,
-    },
-    /// A field of a header does not hold what it should.
-    #[error("the tar header at byte {offset} has an invalid {field}")]
-    Field {
-        /// Where the header starts.
-        offset: u64,
-        /// The field.
-        field: &'static str,
-    },
-    /// Records of a pax header cannot be read.
-    #[error("the pax header at byte {offset} is malformed: {reason}")]
-    Pax {
-        /// Where the header starts.
-        offset: u64,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// Extended headers are larger than any that is meant.
-    #[error(
-        "the extended headers at byte {offset} of the tar stream have more than {EXTENSION_LIMIT} bytes"
-    )]
-    ExtensionTooLarge {
-        /// Where the last of them starts.
-        offset: u64,
-    },
-    /// An entry of a kind that is not supported.
-    #[error("tar entry {entry} is {what}, which is not supported")]
-    Unsupported {
-        /// The entry's name.
-        entry: String,
-        /// What it is.
-        what: &'static str,
-    },
-    /// Content where there can be none: readers disagree on whether it is there.
-    #[error("tar entry {entry} is not a file but has {size} bytes of content")]
-    Content {
-        /// The entry's name.
-        entry: String,
-        /// Bytes.
-        size: u64,
-    },
-}
+pub(super) const EXTENSION_LIMIT: u64 = 1 << 20;
 
 /// Reads a tar stream entry by entry. Whatever of an entry's content was not read is skipped.
 pub struct Entries<R> {

@@ -7,9 +7,13 @@
 //! refusal where readers are known to disagree, so that no archive means two things.
 
 mod entries;
+mod entry;
+mod error;
 mod header;
 mod pax;
 #[cfg(test)]
 mod tests;
 
-pub use self::entries::{Entries, Entry, Kind, TarError, Time};
+pub use self::entries::Entries;
+pub use self::entry::{Entry, Kind, Time};
+pub use self::error::TarError;

@@ -2,7 +2,7 @@
 //! pax extended header records: `<length> <key>=<value>\n` (POSIX.1-2017, pax, "pax Extended
 //! Header").
 
-use super::entries::Time;
+use super::entry::Time;
 
 /// Most extended attributes of one entry.
 const MAX_XATTRS: usize = 256;

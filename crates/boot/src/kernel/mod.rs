@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An ELF kernel: its segments into guest memory, its PVH entry out of its notes.
+//!
+//! The whole program header table is checked before the first byte of guest memory changes. A kernel may come with an
+//! image that somebody else made, so everything in it is an attacker's word: segments may not overlap, or a table of
+//! a hundred segments would clear guest memory a hundred times; tables and notes have a largest size.
+
+use std::fs::File;
+
+use coracle_memory::GuestMemory;
+
+use crate::image::Image;
+
+mod error;
+mod headers;
+mod pvh;
+mod segments;
+#[cfg(test)]
+mod tests;
+
+pub use error::{KernelError, KernelPart};
+
+/// A kernel in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// Where it starts, in 32-bit protected mode.
+    pub(crate) entry: u32,
+    /// The first address after its last segment.
+    pub(crate) end: u64,
+}
+
+/// Loads the kernel in `file` into `memory`.
+pub(crate) fn load(memory: &GuestMemory, file: &File) -> Result<Kernel, KernelError> {
+    let image = Image::new(file)?;
+    let headers = headers::read(&image)?;
+    let segments = segments::check(memory, &image, &headers)?;
+    let entry = pvh::find_entry(&image, &headers)?;
+    let entry = segments
+        .iter()
+        .any(|segment| (segment.start..segment.end).contains(&entry))
+        .then(|| u32::try_from(entry).ok())
+        .flatten()
+        .ok_or(KernelError::EntryOutside { entry })?;
+
+    for segment in &segments {
+        image.read_to_guest(segment.offset, segment.loaded)?;
+        segment.zeroed.fill(0);
+    }
+    let end = segments.iter().map(|segment| segment.end).max();
+    Ok(Kernel {
+        entry,
+        end: end.ok_or(KernelError::NoSegments)?,
+    })
+}
