@@ -24,13 +24,22 @@ const TINY_MILLISECONDS: f64 = 3.0;
 pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
     let guests = Guests::new(&cli.guest)?;
     let millions = |passed: &Passed| passed.ticks as f64 / 1e6;
-    let count = |subject: &dyn Fn() -> Result<(Command, PipeReader)>| {
+    let count = |what: &str, subject: &dyn Fn() -> Result<(Command, PipeReader)>| {
+        eprintln!("bench: {what}, {} times", cli.rounds);
         repeat(cli.rounds, subject, &millions)
     };
-    let tiny_floor = count(&|| guests.floor(&cli.floor, Guest::Tiny))?;
-    let tiny = count(&|| guests.vmm(&cli.coracle, Guest::Tiny))?;
-    let stock_floor = count(&|| guests.floor(&cli.floor, Guest::Stock))?;
-    let stock = count(&|| guests.vmm(&cli.coracle, Guest::Stock))?;
+    let tiny_floor = count("floor, tiny guest", &|| {
+        guests.floor(&cli.floor, Guest::Tiny)
+    })?;
+    let tiny = count("VMM role, tiny guest", &|| {
+        guests.vmm(&cli.coracle, Guest::Tiny)
+    })?;
+    let stock_floor = count("floor, stock kernel", &|| {
+        guests.floor(&cli.floor, Guest::Stock)
+    })?;
+    let stock = count("VMM role, stock kernel", &|| {
+        guests.vmm(&cli.coracle, Guest::Stock)
+    })?;
 
     let runs = Runs::new(&cli.coracle, &cli.guest, cli.images.join("busybox"))?;
     let unpacked = runs
@@ -41,7 +50,7 @@ pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
         unpacked.success(),
         "the run that unpacks the image failed: {unpacked}"
     );
-    let run = count(&|| {
+    let run = count("coracle run, cached image", &|| {
         let (read, write) = pipe()?;
         let mut command = runs.command(&["echo", "x"]);
         command.stdout(write);

@@ -35,11 +35,9 @@ impl Detail<'_> {
             Content::Kind(kind) => ErrorKind::from_wire(i32::from(kind % 16)),
             Content::Bytes(_) => ErrorKind::Internal,
         };
-        let mut any = match AgentError::new(kind, "").into() {
-            ttrpc::Error::RpcStatus(status) => status.details.into_iter().next(),
-            _ => None,
-        }
-        .expect("an agent's error has a detail");
+        let status = Status::from(AgentError::new(kind, ""));
+        let first = status.details.into_iter().next();
+        let mut any = first.expect("an agent's error has a detail");
         if let Content::Bytes(bytes) = self.content {
             any.value = bytes.to_vec();
         }
@@ -57,12 +55,12 @@ fuzz_target!(|input: Input<'_>| {
         ..ttrpc::get_status(Code::UNKNOWN, "")
     };
 
-    let Some(error) = AgentError::from_call(&ttrpc::Error::RpcStatus(status)) else {
+    let Some(error) = AgentError::from_status(&status) else {
         return;
     };
 
     assert_eq!(error.message, input.message);
     assert!(matches!(error.kind.exit_status(), None | Some(126 | 127)));
-    let again = AgentError::from_call(&error.clone().into());
+    let again = AgentError::from_status(&error.clone().into());
     assert_eq!(again, Some(error));
 });

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where the guest's kernel and initial file system are.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -40,16 +41,50 @@ impl GuestFiles {
 }
 
 fn open(what: &str, option: &str, path: &Path) -> Result<File> {
-    let file = File::open(path).with_context(|| {
-        format!(
-            "cannot open the {what} {} (name another with {option})",
-            path.display()
-        )
-    })?;
+    // A FIFO would otherwise be waited for.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .with_context(|| {
+            format!(
+                "cannot open the {what} {} (name another with {option})",
+                path.display()
+            )
+        })?;
     ensure!(
         file.metadata().is_ok_and(|metadata| metadata.is_file()),
         "the {what} {} is not a regular file",
         path.display()
     );
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[rstest]
+    #[case::directory(FileType::Directory)]
+    #[case::fifo_that_nobody_writes_to(FileType::Fifo)]
+    fn what_is_no_regular_file_is_refused(#[case] kind: FileType) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        match kind {
+            FileType::Directory => std::fs::create_dir(&path).unwrap(),
+            _ => mknodat(CWD, &path, kind, Mode::RUSR, 0).unwrap(),
+        }
+
+        let error = GuestFiles::find(directory.path(), Some(&path), None)
+            .open_kernel()
+            .unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            format!("the guest kernel {} is not a regular file", path.display())
+        );
+    }
 }

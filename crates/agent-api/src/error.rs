@@ -138,13 +138,10 @@ impl AgentError {
         }
     }
 
-    /// The agent's failure that `error`, the result of a call, carries; `None` if the call failed for another
-    /// reason: the connection broke, a deadline passed, or what answered is not this agent.
+    /// The agent's failure that `status`, the answer to a call, carries; `None` if it is of something else than this
+    /// agent.
     #[must_use]
-    pub fn from_call(error: &ttrpc::Error) -> Option<Self> {
-        let ttrpc::Error::RpcStatus(status) = error else {
-            return None;
-        };
+    pub fn from_status(status: &Status) -> Option<Self> {
         let detail = status
             .details
             .iter()
@@ -157,7 +154,7 @@ impl AgentError {
     }
 }
 
-impl From<AgentError> for ttrpc::Error {
+impl From<AgentError> for Status {
     fn from(error: AgentError) -> Self {
         let mut detail = ErrorDetail::new();
         detail.kind = EnumOrUnknown::from_i32(error.kind.to_wire());
@@ -165,11 +162,17 @@ impl From<AgentError> for ttrpc::Error {
         any.type_url = TYPE_URL.to_owned();
         // A message of one number always encodes; without it the host still has the sentence.
         any.value = detail.write_to_bytes().unwrap_or_default();
-        let mut status = Status::new();
+        let mut status = Self::new();
         status.set_code(error.kind.code());
         status.message = error.message;
         status.details.push(any);
-        Self::RpcStatus(status)
+        status
+    }
+}
+
+impl From<AgentError> for ttrpc::Error {
+    fn from(error: AgentError) -> Self {
+        Self::RpcStatus(error.into())
     }
 }
 
@@ -184,7 +187,7 @@ mod tests {
         for (kind, _) in KINDS {
             let error = AgentError::new(kind, "the reason");
 
-            let received = AgentError::from_call(&error.clone().into());
+            let received = AgentError::from_status(&error.clone().into());
 
             assert_eq!(received, Some(error));
         }
@@ -202,14 +205,11 @@ mod tests {
         assert_eq!(ErrorKind::from_wire(9999), ErrorKind::Internal);
     }
 
-    #[rstest]
-    #[case::broken_connection(ttrpc::Error::Socket("closed".to_owned()))]
-    #[case::status_of_another(ttrpc::Error::RpcStatus(ttrpc::get_status(
-        Code::NOT_FOUND,
-        "no such method"
-    )))]
-    fn other_failures_are_not_the_agents(#[case] error: ttrpc::Error) {
-        assert_eq!(AgentError::from_call(&error), None);
+    #[test]
+    fn status_of_another_is_not_the_agents() {
+        let status = ttrpc::get_status(Code::NOT_FOUND, "no such method");
+
+        assert_eq!(AgentError::from_status(&status), None);
     }
 
     #[rstest]

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 
-use std::os::fd::{IntoRawFd, OwnedFd};
-
+mod call;
+mod client;
 mod error;
 mod hello;
 
+pub use call::Call;
+pub use client::{ANSWER_MAX, CallError, Client, Pending};
 pub use error::{AgentError, ErrorKind};
 pub use hello::{Hello, HelloError};
 
-/// Messages, client and server of `proto/agent.proto`, as generated.
+/// Messages, client and server of `proto/agent.proto`, as generated. The client is not used: see [`Client`].
 #[allow(
+    dead_code,
     missing_docs,
     unused_qualifications,
     rustdoc::all,
@@ -33,7 +36,7 @@ pub mod messages {
     };
 }
 
-pub use generated::agent_ttrpc::{Agent, AgentClient, create_agent as methods};
+pub use generated::agent_ttrpc::{Agent, create_agent as methods};
 pub use ttrpc;
 
 /// The guest's vsock port on which the agent serves [`Agent`].
@@ -60,18 +63,3 @@ pub const SHARE_VOLUMES: &str = "volumes";
 
 /// The most bytes of a [spec](messages::CreateContainerRequest::spec) that the agent takes.
 pub const SPEC_MAX: usize = 1 << 20;
-
-/// Makes a client of a stream that is connected to the agent: a vsock socket, or the Unix socket of a VMM that
-/// forwards to it after its handshake.
-///
-/// Calls on clones of the client share the connection and may be made at the same time: a pending
-/// [`AgentClient::wait_container`] does not hold up others. When the agent goes, pending calls fail.
-///
-/// # Errors
-///
-/// The process is out of descriptors.
-pub fn connect(stream: impl Into<OwnedFd>) -> ttrpc::Result<AgentClient> {
-    // The client closes the descriptor when its last clone is dropped.
-    let client = ttrpc::Client::new(stream.into().into_raw_fd())?;
-    Ok(AgentClient::new(client))
-}

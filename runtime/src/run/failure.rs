@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Why a guest failed, told from what it left behind: its console's log.
 
+use crate::printable::shortened;
+
 /// Lines of the guest's console that are shown with a failure.
 const LINES_SHOWN: usize = 25;
 /// What Linux prints first when it gives up.
 const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// The kernel's reason for giving up, if it did.
-pub fn panic_reason(console: &str) -> Option<&str> {
+pub fn panic_reason(console: &str) -> Option<String> {
     console
         .lines()
         .rev()
         .find_map(|line| line.split_once(PANIC))
-        .map(|(_, reason)| reason.trim())
+        .map(|(_, reason)| shortened(reason.trim()))
 }
 
 /// The end of the console, each line marked as the guest's.
@@ -24,7 +26,7 @@ pub fn tail(console: &str) -> String {
     let skipped = lines.len().saturating_sub(LINES_SHOWN);
     lines[skipped..]
         .iter()
-        .map(|line| format!("guest| {}\n", line))
+        .map(|line| format!("guest| {}\n", shortened(line)))
         .collect()
 }
 
@@ -36,7 +38,7 @@ mod tests {
     fn panic_reason_is_the_last_one() {
         let console = "[ 1.0] Kernel panic - not syncing: first\n[ 2.0] Kernel panic - not syncing: No init found.\r\nend";
 
-        assert_eq!(panic_reason(console), Some("No init found."));
+        assert_eq!(panic_reason(console).as_deref(), Some("No init found."));
         assert_eq!(panic_reason("all is well"), None);
     }
 

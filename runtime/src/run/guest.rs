@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is asked of a guest's agent. No call outlives the guest: each is made on a thread of its
-//! own, and given up where the guest, the agent's connection or the user's patience ends first.
+//! What is asked of a guest's agent. No call outlives the guest: each is given up where the guest, its agent or the
+//! user's patience ends first.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use coracle_agent_api::messages::{
     CreateContainerRequest, CreateSandboxRequest, SignalContainerRequest, StartContainerRequest,
     WaitContainerRequest,
 };
-use coracle_agent_api::{AgentClient, AgentError, SHARE_TAG, ttrpc};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use coracle_agent_api::{Call, CallError, Client, Pending, SHARE_TAG};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::listeners::STREAM_PORTS;
 use super::patience::Patience;
-use crate::printable::printable;
+use super::signals::Forwarding;
+use crate::printable::{printable, shortened};
 
 /// How long the agent may take for one call: longer than it gives itself.
 const CALL: Duration = Duration::from_secs(75);
@@ -27,6 +26,8 @@ const CALL: Duration = Duration::from_secs(75);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes of entropy that a guest starts with.
 const ENTROPY: usize = 64;
+/// Signals that an agent may leave unanswered before no more are sent.
+const UNANSWERED: usize = 64;
 /// The one container of a run.
 const CONTAINER: &str = "container";
 
@@ -45,27 +46,24 @@ pub struct Refused(String);
 
 /// A guest whose agent answers.
 pub struct Guest<'g> {
-    agent: AgentClient,
+    agent: Client,
     /// The agent keeps it open for as long as it lives.
     alive: UnixStream,
     /// Readable once the guest has ended.
     gone: BorrowedFd<'g>,
 }
 
-/// A call under way: its outcome, and a descriptor that is readable when there is one.
-struct Call<T> {
-    outcome: Receiver<ttrpc::Result<T>>,
-    done: OwnedFd,
-}
+/// A signal that the agent was asked to deliver.
+type Sent = (i32, Pending<SignalContainerRequest>);
 
 impl<'g> Guest<'g> {
     /// A guest by its agent, the agent's sign of life, and what shows the guest's end.
-    pub fn new(agent: AgentClient, alive: UnixStream, gone: BorrowedFd<'g>) -> Self {
+    pub fn new(agent: Client, alive: UnixStream, gone: BorrowedFd<'g>) -> Self {
         Self { agent, alive, gone }
     }
 
     /// Gives the guest its identity and makes its container, up to the start of its command.
-    pub fn create(&self, hostname: &str, spec: Vec<u8>, patience: &mut Patience) -> Result<()> {
+    pub fn create(&mut self, hostname: &str, spec: Vec<u8>, patience: &mut Patience) -> Result<()> {
         let mut entropy = vec![0; ENTROPY];
         rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
             .context("cannot get random bytes for the guest")?;
@@ -80,10 +78,8 @@ impl<'g> Guest<'g> {
             share_tag: SHARE_TAG.into(),
             ..Default::default()
         };
-        self.call(patience, move |agent, context| {
-            agent.create_sandbox(context, &sandbox)
-        })
-        .context("cannot set up the guest")?;
+        self.call(&sandbox, patience)
+            .context("cannot set up the guest")?;
 
         let [stdin, stdout, stderr] = STREAM_PORTS;
         let container = CreateContainerRequest {
@@ -94,108 +90,124 @@ impl<'g> Guest<'g> {
             stderr_port: Some(stderr),
             ..Default::default()
         };
-        self.call(patience, move |agent, context| {
-            agent.create_container(context, &container)
-        })
-        .map(drop)
+        self.call(&container, patience).map(drop)
     }
 
     /// Starts the container's command.
-    pub fn start(&self, patience: &mut Patience) -> Result<()> {
+    pub fn start(&mut self, patience: &mut Patience) -> Result<()> {
         let request = StartContainerRequest {
             id: CONTAINER.into(),
             ..Default::default()
         };
-        self.call(patience, move |agent, context| {
-            agent.start_container(context, &request)
-        })
-        .map(drop)
+        self.call(&request, patience).map(drop)
     }
 
-    /// Waits for the command's end, however long that takes; returns its status.
-    pub fn wait(&self) -> Result<u8> {
+    /// Waits for the command's end, however long that takes, and hands on signals meanwhile; returns its status.
+    pub fn wait(mut self, mut signals: Forwarding) -> Result<u8> {
         let request = WaitContainerRequest {
             id: CONTAINER.into(),
             ..Default::default()
         };
-        let agent = self.agent.clone();
-        let call = Call::start(move || {
-            agent.wait_container(ttrpc::context::with_duration(Duration::ZERO), &request)
-        })?;
-        let mut descriptors = [call.done.as_fd(), self.gone, self.alive.as_fd()]
-            .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN));
-        while let Err(error) = poll(&mut descriptors, None) {
-            if error != Errno::INTR {
-                return Err(error).context("cannot wait for the guest");
+        let call = self.agent.send(&request).map_err(failure)?;
+        let mut sent = Vec::new();
+        let mut deadline = None;
+        loop {
+            if let Some(answer) = self.agent.take(&call).map_err(failure)? {
+                let status = answer.exit_status;
+                return u8::try_from(status).with_context(|| format!("{status} is no exit status"));
+            }
+            self.report_answered(&mut sent);
+            while let Some(signal) = signals.pending() {
+                self.signal(signal, &mut sent);
+            }
+            let left = deadline.map(|end: Instant| end.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(anyhow!("the guest ended before its container had"));
+            }
+            if self.wait_for_news(&signals, left)? {
+                deadline = deadline.or(Some(Instant::now() + LAST_WORDS));
             }
         }
-        let answer = match call.outcome.recv_timeout(LAST_WORDS) {
-            Ok(answer) => answer.map_err(failure)?,
-            Err(_) => bail!("the guest ended before its container had"),
+    }
+
+    /// Waits for an answer, a signal, or the guest's end; says whether that has come. After it, `left` is the time
+    /// for last words.
+    fn wait_for_news(&self, signals: &Forwarding, left: Option<Duration>) -> Result<bool> {
+        let ends = [self.gone, self.alive.as_fd()];
+        let mut descriptors = vec![
+            PollFd::from_borrowed_fd(self.agent.as_fd(), self.agent.interest()),
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+        ];
+        if left.is_none() {
+            descriptors.extend(ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN)));
+        }
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut descriptors, left.as_ref()) {
+            Ok(_) => Ok(descriptors
+                .iter()
+                .skip(2)
+                .any(|end| !end.revents().is_empty())),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error).context("cannot wait for the guest"),
+        }
+    }
+
+    /// Asks the agent to send the command a signal.
+    fn signal(&mut self, signal: i32, sent: &mut Vec<Sent>) {
+        if sent.len() == UNANSWERED {
+            return report(signal, &anyhow!("the guest's agent does not answer"));
+        }
+        let request = SignalContainerRequest {
+            id: CONTAINER.into(),
+            signal: signal.unsigned_abs(),
+            ..Default::default()
         };
-        u8::try_from(answer.exit_status)
-            .with_context(|| format!("{} is no exit status", answer.exit_status))
-    }
-
-    /// A function that sends a signal to the command.
-    pub fn signaller(&self) -> impl Fn(i32) + Send + 'static {
-        let agent = self.agent.clone();
-        move |signal| {
-            let request = SignalContainerRequest {
-                id: CONTAINER.into(),
-                signal: signal.unsigned_abs(),
-                ..Default::default()
-            };
-            if let Err(error) =
-                agent.signal_container(ttrpc::context::with_duration(CALL), &request)
-            {
-                let reason = printable(&format!("{:#}", failure(error)));
-                eprintln!("coracle: cannot send signal {signal} to the container: {reason}");
-            }
+        match self.agent.send(&request) {
+            Ok(call) => sent.push((signal, call)),
+            Err(error) => report(signal, &failure(error)),
         }
     }
 
-    fn call<T: Send + 'static>(
-        &self,
-        patience: &mut Patience,
-        call: impl FnOnce(&AgentClient, ttrpc::context::Context) -> ttrpc::Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let agent = self.agent.clone();
-        let call = Call::start(move || call(&agent, ttrpc::context::with_duration(CALL)))?;
+    /// Forgets the signals that were delivered, and says which could not be.
+    fn report_answered(&mut self, sent: &mut Vec<Sent>) {
+        sent.retain(|(signal, call)| match self.agent.take(call) {
+            Ok(None) => true,
+            Ok(Some(_)) => false,
+            Err(error) => {
+                report(*signal, &failure(error));
+                false
+            }
+        });
+    }
+
+    fn call<C: Call>(&mut self, request: &C, patience: &mut Patience) -> Result<C::Response> {
+        let call = self.agent.send(request).map_err(failure)?;
         patience.renew(CALL);
-        patience.wait(call.done.as_fd(), Some(self.gone))?;
-        match call.outcome.recv_timeout(LAST_WORDS) {
-            Ok(answer) => answer.map_err(failure),
-            Err(_) => bail!("the guest's agent does not answer"),
+        loop {
+            if let Some(answer) = self.agent.take(&call).map_err(failure)? {
+                return Ok(answer);
+            }
+            patience.wait_for(self.agent.as_fd(), self.agent.interest(), Some(self.gone))?;
         }
     }
 }
 
-impl<T: Send + 'static> Call<T> {
-    fn start(call: impl FnOnce() -> ttrpc::Result<T> + Send + 'static) -> Result<Self> {
-        let done = eventfd(0, EventfdFlags::CLOEXEC).context("cannot make an event")?;
-        let signal = done.try_clone().context("cannot duplicate an event")?;
-        let (sender, outcome) = mpsc::channel();
-        let body = move || {
-            // Whoever waited may have given up.
-            let _ = sender.send(call());
-            let _ = rustix::io::write(&signal, &1u64.to_ne_bytes());
-        };
-        thread::Builder::new()
-            .name("call".into())
-            .spawn(body)
-            .context("cannot start a thread for a call to the guest")?;
-        Ok(Self { outcome, done })
-    }
+fn report(signal: i32, error: &Error) {
+    let reason = printable(&format!("{error:#}"));
+    eprintln!("coracle: cannot send signal {signal} to the container: {reason}");
 }
 
 /// What went wrong in a call, as an error whose kind tells the exit status.
-fn failure(error: ttrpc::Error) -> anyhow::Error {
-    match AgentError::from_call(&error) {
-        Some(AgentError { kind, message }) => match kind.exit_status() {
-            Some(status) => CommandFailed { status, message }.into(),
-            None => Refused(message).into(),
-        },
-        None => anyhow::Error::new(error).context("the guest's agent does not answer"),
+fn failure(error: CallError) -> Error {
+    match error {
+        CallError::Agent(error) => {
+            let message = shortened(&error.message);
+            match error.kind.exit_status() {
+                Some(status) => CommandFailed { status, message }.into(),
+                None => Refused(message).into(),
+            }
+        }
+        CallError::Status { .. } => anyhow!(shortened(&error.to_string())),
+        error => error.into(),
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use coracle_agent_api::{AGENT_PORT, Hello, READY_PORT, connect};
+use coracle_agent_api::{AGENT_PORT, Client, Hello, READY_PORT};
 
 use super::guest::Guest;
 use super::patience::Patience;
@@ -76,20 +76,24 @@ impl AgentListener {
     pub fn connect<'g>(self, patience: &mut Patience, gone: BorrowedFd<'g>) -> Result<Guest<'g>> {
         let what = "the guest's agent";
         let ready = accept(&self.listener, patience, gone)?;
-        let hello = patience.read_line(&ready, gone, HELLO)?;
+        let hello = patience
+            .read_line(&ready, gone, HELLO)
+            .with_context(|| format!("{what} said no hello"))?;
         Hello::read(hello.as_slice()).with_context(|| format!("{what} said no hello"))?;
 
         let path = self.directory.join(SOCKET);
         let mut stream = through_descriptor(&path, UnixStream::connect)
             .with_context(|| format!("cannot connect to {}", path.display()))?;
         writeln!(stream, "CONNECT {AGENT_PORT}").with_context(|| format!("cannot call {what}"))?;
-        let answer = patience.read_line(&stream, gone, ANSWER)?;
+        let answer = patience
+            .read_line(&stream, gone, ANSWER)
+            .with_context(|| format!("cannot call {what}"))?;
         ensure!(
             answer.starts_with(b"OK "),
             "{what} does not take calls: the answer is '{}'",
             answer.escape_ascii()
         );
-        let agent = connect(stream).with_context(|| format!("cannot call {what}"))?;
+        let agent = Client::new(stream).with_context(|| format!("cannot call {what}"))?;
         Ok(Guest::new(agent, ready, gone))
     }
 }

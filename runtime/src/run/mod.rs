@@ -164,15 +164,14 @@ fn converse(
 ) -> Result<u8> {
     let spec =
         serde_json::to_vec(&plan.spec).context("cannot write the container's specification")?;
-    let guest = listeners.agent.connect(&mut patience, machine.control())?;
+    let mut guest = listeners.agent.connect(&mut patience, machine.control())?;
     guest.create(&plan.id, spec, &mut patience)?;
     let streams = listeners.streams.accept(&mut patience, machine.control())?;
     let stdout = stdio::Output::start("stdout", streams.stdout, std::io::stdout())?;
     let stderr = stdio::Output::start("stderr", streams.stderr, std::io::stderr())?;
     guest.start(&mut patience)?;
     stdio::start_input(streams.stdin)?;
-    patience.into_signals().start(guest.signaller())?;
-    let status = guest.wait()?;
+    let status = guest.wait(patience.into_signals())?;
     stdout.finish()?;
     stderr.finish()?;
     Ok(status)

@@ -135,33 +135,10 @@ fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
 /// flags of its own, and makes all of it read-only if asked to. What is on it is the guest's: on the host no device
 /// in it can be opened and no program run.
 fn confine(tree: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let flags = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    let attributes = libc::mount_attr {
-        attr_set: flags
-            | if read_only {
-                libc::MOUNT_ATTR_RDONLY
-            } else {
-                0
-            },
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is an empty C string, the structure is as long as is said, and both outlive
-    // the call, which keeps neither.
-    let outcome = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if outcome == 0 {
-        Ok(())
+    let more = if read_only {
+        MountAttrFlags::MOUNT_ATTR_RDONLY
     } else {
-        Err(io::Error::last_os_error())
-    }
+        MountAttrFlags::empty()
+    };
+    coracle_virtiofs::sandbox::confine(tree, more, MountPropagationFlags::PRIVATE)
 }

@@ -47,6 +47,16 @@ impl Patience {
 
     /// Waits until `descriptor` is readable. Ends early where `gone` is: that is how the guest's end shows.
     pub fn wait(&mut self, descriptor: BorrowedFd<'_>, gone: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.wait_for(descriptor, PollFlags::IN, gone)
+    }
+
+    /// Waits as [`Self::wait`] does, for `events` on `descriptor`.
+    pub fn wait_for(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        events: PollFlags,
+        gone: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
         loop {
             if let Some(signal) = self.signals.pending() {
                 return Err(Interrupted(signal).into());
@@ -59,8 +69,12 @@ impl Patience {
                 );
             }
             let signals = self.signals.as_fd();
-            let mut descriptors = [descriptor, signals, gone.unwrap_or(signals)]
-                .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN));
+            let mut descriptors = [
+                (descriptor, events),
+                (signals, PollFlags::IN),
+                (gone.unwrap_or(signals), PollFlags::IN),
+            ]
+            .map(|(each, events)| PollFd::from_borrowed_fd(each, events));
             match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
                 Ok(0) | Err(Errno::INTR) => continue,
                 outcome => outcome.context("cannot wait for the guest")?,

@@ -3,10 +3,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::thread;
 
 use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -14,7 +12,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 /// What is handed on. The rest keeps its usual meaning for this process.
 const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
-/// Signals that arrive from the moment this is made. Its descriptor is readable when one has.
+/// Signals that arrive for as long as this lives. Its descriptor is readable when one has.
 pub struct Forwarding(SignalDelivery<UnixStream, SignalOnly>);
 
 impl Forwarding {
@@ -30,21 +28,15 @@ impl Forwarding {
     pub fn pending(&mut self) -> Option<i32> {
         self.0.pending().next()
     }
+}
 
-    /// Hands each signal to `deliver`, on a thread of its own, until the process ends.
-    pub fn start(mut self, deliver: impl Fn(i32) + Send + 'static) -> Result<()> {
-        let body = move || {
-            loop {
-                self.0.pending().for_each(&deliver);
-                // An interrupted wait looks again.
-                let _ = poll(&mut [PollFd::new(&self, PollFlags::IN)], None);
-            }
-        };
-        thread::Builder::new()
-            .name("signals".into())
-            .spawn(body)
-            .context("cannot start the thread that hands on signals")?;
-        Ok(())
+impl Drop for Forwarding {
+    /// From now on a signal ends this process, as it would have before.
+    fn drop(&mut self) {
+        for signal in FORWARDED {
+            // SAFETY: the default action runs no code of this process. What was caught is still ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
     }
 }
 

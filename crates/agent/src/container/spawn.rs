@@ -5,16 +5,13 @@
 //! outside of them, and executes this program again as `coracle-agent init` (see [`crate::init`]). Between the two it is
 //! a copy of one thread of many: it may call the kernel, and nothing else.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::program::program;
 use super::stdio::ContainerEnds;
 use crate::init::CHANNEL_FD;
 use crate::spec::{NamespaceKind, Spec};
-
-/// This program, however the process came by it.
-const PROGRAM: &CStr = c"/proc/self/exe";
 
 /// Status of a process that could not execute the program; nobody but a log sees it.
 const LOST: libc::c_int = 70;
@@ -60,7 +57,8 @@ pub fn birth_namespaces(spec: &Spec) -> libc::c_int {
 ///
 /// # Errors
 ///
-/// The kernel makes no process: a limit of the cgroup or of the guest, no memory, or no such namespaces.
+/// The kernel makes no process: a limit of the cgroup or of the guest, no memory, or no such namespaces. Or this
+/// program is no longer there to be executed.
 pub fn spawn(
     namespaces: libc::c_int,
     cgroup: BorrowedFd<'_>,
@@ -72,6 +70,7 @@ pub fn spawn(
         ends.stdout.as_raw_fd(),
         ends.stderr.as_raw_fd(),
         channel.as_raw_fd(),
+        program()?.as_raw_fd(),
     ];
     let arguments = [
         c"coracle-agent".as_ptr(),
@@ -115,16 +114,17 @@ pub fn spawn(
 ///
 /// Both arrays hold C strings and end with a null pointer.
 unsafe fn execute(
-    descriptors: [RawFd; 4],
+    descriptors: [RawFd; 5],
     arguments: *const *const libc::c_char,
     environment: *const *const libc::c_char,
 ) -> ! {
-    const ABOVE: RawFd = CHANNEL_FD + 1;
+    const PROGRAM: RawFd = CHANNEL_FD + 1;
+    const ABOVE: RawFd = PROGRAM + 1;
     // SAFETY: nothing but system calls, each of which takes numbers or the caller's strings. The memory of the agent's other
     // threads is as it was when they were left behind, and is not touched.
     unsafe {
         // First out of the way of each other's places.
-        let mut parked = [-1; 4];
+        let mut parked = [-1; 5];
         for (parked, descriptor) in parked.iter_mut().zip(descriptors) {
             *parked = libc::fcntl(descriptor, libc::F_DUPFD, ABOVE);
         }
@@ -136,7 +136,17 @@ unsafe fn execute(
         if libc::syscall(libc::SYS_close_range, ABOVE.cast_unsigned(), u32::MAX, 0) < 0 {
             libc::_exit(LOST);
         }
-        libc::execve(PROGRAM.as_ptr(), arguments, environment);
+        // What is executed needs its own descriptor no longer.
+        libc::fcntl(PROGRAM, libc::F_SETFD, libc::FD_CLOEXEC);
+        let flags = libc::AT_EMPTY_PATH;
+        libc::syscall(
+            libc::SYS_execveat,
+            PROGRAM,
+            c"".as_ptr(),
+            arguments,
+            environment,
+            flags,
+        );
         libc::_exit(LOST)
     }
 }

@@ -6,13 +6,14 @@
 //! and used through their descriptors.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use coracle_agent_api::AgentError;
 use rustix::fs::{CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 use rustix::io;
+use rustix::mount::MountAttrFlags;
 
-use super::failed;
+use super::{failed, mounts};
 
 /// What of the agent's file system outlives the change of root.
 #[derive(Debug)]
@@ -30,11 +31,9 @@ impl AgentFiles {
             return Err(failed("cannot use the agent's /proc", "it is no procfs"));
         }
         let null = open("/dev/null", OFlags::NOFOLLOW)?;
-        let stat = rustix::fs::fstat(&null)
+        let checked = is_null(&null)
             .map_err(|error| failed("cannot inspect the agent's /dev/null", error))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
-            || stat.st_rdev != rustix::fs::makedev(1, 3)
-        {
+        if !checked {
             return Err(failed(
                 "cannot use the agent's /dev/null",
                 "it is another file",
@@ -43,9 +42,48 @@ impl AgentFiles {
         Ok(Self { proc, null })
     }
 
-    /// `/dev/null` itself.
-    pub(super) fn null(&self) -> BorrowedFd<'_> {
-        self.null.as_fd()
+    /// `/dev/null` as a mount of its own, not attached yet. It can be written to as ever, but its mode and owner, which
+    /// are those of every container's, stay as they are: the mount is read-only.
+    pub(super) fn null(&self) -> io::Result<OwnedFd> {
+        let null = mounts::clone(self.null.as_fd())?;
+        let (set, clear) = (MountAttrFlags::MOUNT_ATTR_RDONLY, MountAttrFlags::empty());
+        mounts::set_attributes(&null, set, clear, false)?;
+        Ok(null)
+    }
+
+    /// Opens those standard streams that are `/dev/null` anew, where its mode and owner cannot be changed.
+    pub(super) fn protect_null_streams(&self) -> Result<(), AgentError> {
+        self.reopen_null_streams()
+            .map_err(|error| failed("cannot open the standard streams anew", error))
+    }
+
+    fn reopen_null_streams(&self) -> io::Result<()> {
+        let (stdin, stdout, stderr) = (
+            is_null(rustix::stdio::stdin())?,
+            is_null(rustix::stdio::stdout())?,
+            is_null(rustix::stdio::stderr())?,
+        );
+        if !(stdin || stdout || stderr) {
+            return Ok(());
+        }
+        let place = self.null()?;
+        let path = format!("self/fd/{}", place.as_raw_fd());
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let null = match rustix::fs::openat(&self.proc, path, flags, Mode::empty()) {
+            // The container's own rules deny it; what it has inherited stays usable.
+            Err(io::Errno::PERM) => return Ok(()),
+            result => result?,
+        };
+        if stdin {
+            rustix::stdio::dup2_stdin(&null)?;
+        }
+        if stdout {
+            rustix::stdio::dup2_stdout(&null)?;
+        }
+        if stderr {
+            rustix::stdio::dup2_stderr(&null)?;
+        }
+        Ok(())
     }
 
     /// Sets kernel parameters as this process' namespaces see them.
@@ -92,6 +130,12 @@ fn open(path: &str, flags: OFlags) -> Result<OwnedFd, AgentError> {
         Mode::empty(),
     )
     .map_err(|error| failed(format!("cannot open the agent's {path}"), error))
+}
+
+fn is_null(file: impl AsFd) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(file)?;
+    let character = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    Ok(character && stat.st_rdev == rustix::fs::makedev(1, 3))
 }
 
 /// The path of a parameter below `/proc`. A name that holds a slash uses slashes throughout, so that a dot can be part of

@@ -6,10 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use coracle_agent_api::{AgentError, ErrorKind};
-use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io;
 
 use super::failed;
+use super::in_root::file_type;
 
 /// Where commands are looked for if the environment has no `PATH`, as in other container engines.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -136,12 +137,20 @@ fn find(name: &str, path: &str) -> Result<PathBuf, AgentError> {
 
 /// Whether this process may execute `file`.
 fn check(file: &Path) -> Result<(), Refusal> {
-    let stat = match rustix::fs::stat(file) {
-        Ok(stat) => stat,
+    let refuse = |error: io::Errno| Refusal::NotExecutable(error.to_string());
+    // `/proc/self/exe` is, up to the execution, the agent's own program and no file of the container.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(CWD, file, flags, Mode::empty(), resolve) {
+        Ok(opened) => opened,
         Err(io::Errno::NOENT | io::Errno::NOTDIR) => return Err(Refusal::Missing),
-        Err(error) => return Err(Refusal::NotExecutable(error.to_string())),
+        Err(io::Errno::LOOP) => {
+            let reason = "it is behind a link of procfs, or links that go in a circle";
+            return Err(Refusal::NotExecutable(reason.to_owned()));
+        }
+        Err(error) => return Err(refuse(error)),
     };
-    match FileType::from_raw_mode(stat.st_mode) {
+    match file_type(&opened).map_err(refuse)? {
         FileType::RegularFile => {}
         FileType::Directory => return Err(Refusal::NotExecutable("it is a directory".to_owned())),
         _ => {
@@ -150,8 +159,7 @@ fn check(file: &Path) -> Result<(), Refusal> {
             ));
         }
     }
-    rustix::fs::accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|error| Refusal::NotExecutable(error.to_string()))
+    rustix::fs::accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).map_err(refuse)
 }
 
 fn c_strings(strings: &[String]) -> Result<Vec<CString>, AgentError> {

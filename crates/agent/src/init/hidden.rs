@@ -32,7 +32,7 @@ pub(super) fn mask(root: &Root, agent: &AgentFiles, paths: &[String]) -> Result<
     each(root, paths, "mask", |place| {
         let cover = match file_type(place)? {
             FileType::Directory => mounts::empty_directory()?,
-            _ => mounts::clone(agent.null())?,
+            _ => agent.null()?,
         };
         mounts::attach(&cover, place)
     })

@@ -2,11 +2,12 @@
 //! Who a container's process is and what it may do: session, limits, user, groups, capabilities.
 
 use coracle_agent_api::{AgentError, ErrorKind};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::io;
 use rustix::process::{DumpableBehavior, Rlimit as KernelLimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use super::in_root::file_type;
 use super::{failed, failure};
 use crate::spec::{Capabilities, Process, Rlimit};
 
@@ -87,7 +88,8 @@ pub(super) fn become_user(process: &Process) -> Result<(), AgentError> {
             true
         }
     };
-    own_standard_streams(Uid::from_raw(user.uid));
+    own_standard_streams(Uid::from_raw(user.uid))
+        .map_err(|error| failed("cannot give the standard streams to the user", error))?;
     let groups: Vec<_> = user
         .additional_gids
         .iter()
@@ -140,12 +142,20 @@ fn check_working_directory(cwd: &str) -> Result<(), AgentError> {
     ))
 }
 
-/// Lets the user open `/dev/stdout` and its like anew: opening a pipe anew asks for permission on it.
-fn own_standard_streams(uid: Uid) {
-    // What is not a pipe, `/dev/null` for one, may refuse or ignore it, and is open to all.
-    let _ = rustix::fs::fchown(rustix::stdio::stdin(), Some(uid), None);
-    let _ = rustix::fs::fchown(rustix::stdio::stdout(), Some(uid), None);
-    let _ = rustix::fs::fchown(rustix::stdio::stderr(), Some(uid), None);
+/// Lets the user open `/dev/stdout` and its like anew: opening a pipe anew asks for permission on it. What is not a pipe
+/// is `/dev/null`, open to all and not to be given away.
+fn own_standard_streams(uid: Uid) -> io::Result<()> {
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    for stream in streams {
+        if file_type(stream)? == FileType::Fifo {
+            rustix::fs::fchown(stream, Some(uid), None)?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops every capability that the kernel knows and `keep` does not name.

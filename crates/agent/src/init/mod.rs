@@ -32,7 +32,7 @@ mod devices;
 mod hidden;
 mod identity;
 pub mod in_root;
-mod mounts;
+pub(crate) mod mounts;
 mod rootfs;
 
 /// The descriptor on which the agent is to be reached; standard streams are below it, nothing is above.
@@ -92,8 +92,10 @@ fn prepare(bundle: &Path, spec: &Spec) -> Result<Command, AgentError> {
     if spec.root.readonly {
         rootfs::make_readonly(&root)?;
     }
-    rootfs::enter(&root)?;
+    agent.protect_null_streams()?;
+    // Both are let go of here: what is still open could be named as a working directory.
     drop(agent);
+    rootfs::enter(root)?;
 
     let process = &spec.process;
     identity::set_limits(&process.rlimits)?;

@@ -197,7 +197,7 @@ pub(super) fn attach(tree: &OwnedFd, target: impl AsFd) -> io::Result<()> {
 }
 
 /// Makes a detached copy of the mount that `source` is on, beginning at `source`.
-pub(super) fn clone(source: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(crate) fn clone(source: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
@@ -218,7 +218,7 @@ pub(super) fn empty_directory() -> io::Result<OwnedFd> {
 }
 
 /// Sets and clears attributes of the mount that `mount` is the root of, and of all below it if `recursive`.
-pub(super) fn set_attributes(
+pub(crate) fn set_attributes(
     mount: impl AsFd,
     set: MountAttrFlags,
     clear: MountAttrFlags,

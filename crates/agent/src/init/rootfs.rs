@@ -46,8 +46,8 @@ pub(super) fn make_readonly(root: &Root) -> Result<(), AgentError> {
 }
 
 /// Makes `root` the root of this process and lets go of the old one.
-pub(super) fn enter(root: &Root) -> Result<(), AgentError> {
-    pivot(root).map_err(|error| failed("cannot enter the root file system", error))
+pub(super) fn enter(root: Root) -> Result<(), AgentError> {
+    pivot(&root).map_err(|error| failed("cannot enter the root file system", error))
 }
 
 fn pivot(root: &Root) -> io::Result<()> {

@@ -9,6 +9,10 @@ use thiserror::Error;
 use super::mount_options::{MountOptions, OptionError};
 use super::{NamespaceKind, Spec};
 
+/// The largest numbers that the kernel has room for in a device's: 12 and 20 bits (`MINORBITS` of `linux/kdev_t.h`).
+const MAJOR_MAX: u32 = (1 << 12) - 1;
+const MINOR_MAX: u32 = (1 << 20) - 1;
+
 /// What is wrong with a spec.
 #[derive(Debug, Error)]
 pub enum SpecError {
@@ -69,6 +73,8 @@ impl Spec {
         self.check_namespaces()?;
         self.check_mounts()?;
         self.check_paths()?;
+        self.check_devices()?;
+        self.check_device_rules()?;
         self.check_sysctl()?;
         self.check_unified()?;
         self.check_rootfs_propagation()
@@ -100,6 +106,11 @@ impl Spec {
             return Err(invalid("process.cwd", problem));
         }
         no_nul("process.cwd", &process.cwd)?;
+        is_id("process.user.uid", process.user.uid)?;
+        is_id("process.user.gid", process.user.gid)?;
+        for gid in &process.user.additional_gids {
+            is_id("process.user.additionalGids", *gid)?;
+        }
         for limit in &process.rlimits {
             if limit.soft > limit.hard {
                 let problem = format!(
@@ -184,17 +195,40 @@ impl Spec {
                 no_nul(field, path)?;
             }
         }
+        Ok(())
+    }
+
+    fn check_devices(&self) -> Result<(), SpecError> {
         for device in &self.linux.devices {
             if !device.path.starts_with('/') {
                 let problem = format!("has `{}`, which is not absolute", device.path);
                 return Err(invalid("linux.devices", problem));
             }
             no_nul("linux.devices", &device.path)?;
+            is_id("linux.devices.uid", device.uid)?;
+            is_id("linux.devices.gid", device.gid)?;
             if !matches!(device.kind.as_str(), "c" | "u" | "b" | "p") {
                 let problem = format!("has {} of type `{}`", device.path, device.kind);
                 return Err(invalid("linux.devices", problem));
             }
+            // The kernel would cut a larger number off, and make a node of another device.
+            for (which, number, max) in [
+                ("major", device.major, MAJOR_MAX),
+                ("minor", device.minor, MINOR_MAX),
+            ] {
+                if number > max {
+                    let problem = format!(
+                        "has {} of {which} number {number}, above {max}",
+                        device.path
+                    );
+                    return Err(invalid("linux.devices", problem));
+                }
+            }
         }
+        Ok(())
+    }
+
+    fn check_device_rules(&self) -> Result<(), SpecError> {
         for rule in &self.linux.resources.devices {
             let kind = rule.kind.as_deref().unwrap_or("a");
             if !matches!(kind, "a" | "b" | "c") {
@@ -253,6 +287,14 @@ fn no_nul(field: &str, value: &str) -> Result<(), SpecError> {
             field,
             format!("has a NUL in `{}`", value.escape_default()),
         ));
+    }
+    Ok(())
+}
+
+/// To the kernel the largest number means "as it is": a process that was to become that user would stay root.
+fn is_id(field: &str, id: u32) -> Result<(), SpecError> {
+    if id == u32::MAX {
+        return Err(invalid(field, format!("is {id}, which stands for no id")));
     }
     Ok(())
 }
@@ -321,6 +363,10 @@ mod tests {
     #[case::empty_command("/process/args", json!([""]), "process.args of the spec names no command")]
     #[case::nul("/process/args", json!(["a\0b"]), "process.args of the spec has a NUL in `a\\u{0}b`")]
     #[case::cwd("/process/cwd", json!("srv"), "process.cwd of the spec is `srv`, which is not absolute")]
+    #[case::user_without_an_id("/process/user", json!({"uid": u32::MAX}), "process.user.uid of the spec is 4294967295, which stands for no id")]
+    #[case::group_without_an_id("/process/user", json!({"gid": u32::MAX}), "process.user.gid of the spec is 4294967295, which stands for no id")]
+    #[case::further_group_without_an_id("/process/user", json!({"additionalGids": [0, u32::MAX]}), "process.user.additionalGids of the spec is 4294967295, which stands for no id")]
+    #[case::device_without_an_owner("/linux/devices", json!([{"path": "/dev/x", "type": "c", "uid": u32::MAX}]), "linux.devices.uid of the spec is 4294967295, which stands for no id")]
     #[case::root("/root/path", json!(""), "root.path of the spec is empty")]
     #[case::hostname("/hostname", json!("pod"), "hostname of the spec is set, and linux.namespaces has none of type uts")]
     #[case::user_namespace("/linux/namespaces", json!([{"type": "user"}]), "linux.namespaces of type user of the spec is not supported")]
@@ -330,7 +376,12 @@ mod tests {
     #[case::mount_on_root("/mounts", json!([{"destination": "/./.."}]), "mounts of the spec has the destination `/./..`, the root")]
     #[case::masked("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths of the spec has `proc`, which is not absolute")]
     #[case::device("/linux/devices", json!([{"path": "/dev/x", "type": "z"}]), "linux.devices of the spec has /dev/x of type `z`")]
+    #[case::device_of_no_major("/linux/devices", json!([{"path": "/dev/x", "type": "b", "major": 4104}]), "linux.devices of the spec has /dev/x of major number 4104, above 4095")]
+    #[case::device_of_no_minor("/linux/devices", json!([{"path": "/dev/x", "type": "c", "major": 1, "minor": 1_048_579}]), "linux.devices of the spec has /dev/x of minor number 1048579, above 1048575")]
     #[case::rule("/linux/resources", json!({"devices": [{"allow": true, "access": "rx"}]}), "linux.resources.devices of the spec has a rule for the access `rx`")]
+    #[case::rule_for_no_major("/linux/resources", json!({"devices": [{"allow": true, "type": "b", "major": -2}]}), "linux.resources.devices has a rule for the major number -2")]
+    #[case::rule_for_no_minor("/linux/resources", json!({"devices": [{"allow": true, "minor": 4_294_967_296_u64}]}), "linux.resources.devices has a rule for the minor number 4294967296")]
+    #[case::rule_beyond_64_bits("/linux/resources", json!({"devices": [{"allow": true, "major": u64::MAX}]}), "linux.resources.devices has a rule for the major number 18446744073709551615")]
     #[case::sysctl("/linux/sysctl", json!({"net..x": "1"}), "linux.sysctl of the spec has the parameter `net..x`")]
     #[case::unified("/linux/resources", json!({"unified": {"../memory.max": "1"}}), "linux.resources.unified of the spec has the file `../memory.max`")]
     #[case::propagation("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation shared of the spec is not supported")]

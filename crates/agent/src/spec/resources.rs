@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// Limits of a container. Negative numbers stand for "no limit".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -72,10 +73,38 @@ pub struct DeviceRule {
     /// `c`, `b` or, as when absent, `a` for both.
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    /// Major number; absent or negative for all.
-    pub major: Option<i64>,
-    /// Minor number; absent or negative for all.
-    pub minor: Option<i64>,
+    /// Major number; absent, or -1 in the spec, for all.
+    #[serde(deserialize_with = "major")]
+    pub major: Option<u32>,
+    /// Minor number; absent, or -1 in the spec, for all.
+    #[serde(deserialize_with = "minor")]
+    pub minor: Option<u32>,
     /// Of `r`, `w` and `m` (make a node); absent for all three.
     pub access: Option<String>,
+}
+
+fn major<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    device_number("major", deserializer)
+}
+
+fn minor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    device_number("minor", deserializer)
+}
+
+/// A number that no device has is refused: a rule that allows it would be read as one that allows all.
+fn device_number<'de, D: Deserializer<'de>>(
+    which: &str,
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
+    // Wide enough to be named whatever it is.
+    let number = match Option::<i128>::deserialize(deserializer)? {
+        None | Some(-1) => return Ok(None),
+        Some(number) => number,
+    };
+    u32::try_from(number).map(Some).map_err(|_| {
+        D::Error::custom(format!(
+            "linux.resources.devices has a rule for the {which} number {number}; -1, for all, and 0 to {} are accepted",
+            u32::MAX
+        ))
+    })
 }

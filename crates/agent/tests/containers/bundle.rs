@@ -40,6 +40,7 @@ pub struct Outcome {
 pub struct Running {
     pub containers: Containers,
     pub id: String,
+    pub pid: u32,
     stdin: Option<UnixStream>,
     stdout: JoinHandle<String>,
     stderr: JoinHandle<String>,
@@ -108,9 +109,6 @@ impl Bundle {
 
     /// Makes the container up to its start gate.
     pub fn create(&self, machine: &Machine) -> Result<Running, AgentError> {
-        let id = id_of(self.directory.path());
-        let bundle = self.directory.path().to_str().unwrap().to_owned();
-        let containers = Containers::new(machine.reaper.clone(), machine.hierarchy.clone(), bundle);
         let (stdin, agent_stdin) = UnixStream::pair().unwrap();
         let (stdout, agent_stdout) = UnixStream::pair().unwrap();
         let (stderr, agent_stderr) = UnixStream::pair().unwrap();
@@ -119,14 +117,29 @@ impl Bundle {
             stdout: Some(agent_stdout.into()),
             stderr: Some(agent_stderr.into()),
         };
-        containers.create(&id, self.spec.to_string().as_bytes(), || Ok(streams))?;
+        let (containers, id, pid) = self.create_with(machine, streams)?;
         Ok(Running {
             containers,
             id,
+            pid,
             stdin: Some(stdin),
             stdout: read_in_background(stdout),
             stderr: read_in_background(stderr),
         })
+    }
+
+    /// Makes the container with these streams. Gives its PID too.
+    pub fn create_with(
+        &self,
+        machine: &Machine,
+        streams: HostStreams,
+    ) -> Result<(Containers, String, u32), AgentError> {
+        let id = id_of(self.directory.path());
+        let bundle = self.directory.path().to_str().unwrap().to_owned();
+        let containers = Containers::new(machine.reaper.clone(), machine.hierarchy.clone(), bundle);
+        let spec = self.spec.to_string();
+        let pid = containers.create(&id, spec.as_bytes(), || Ok(streams))?;
+        Ok((containers, id, pid))
     }
 
     /// Runs the container to its end, with nothing to read.

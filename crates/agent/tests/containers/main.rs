@@ -8,9 +8,17 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Functions, each with its name.
+macro_rules! cases {
+    ($($case:ident),+ $(,)?) => { &[$((stringify!($case), $case as $crate::Case)),+] };
+}
+
 mod bundle;
 mod cases;
+mod hostile;
 mod machine;
+
+type Case = fn(&machine::Machine);
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("init") {
@@ -24,6 +32,7 @@ fn main() -> ExitCode {
     let ignored = machine.is_err();
     let trials = cases::ALL
         .iter()
+        .chain(hostile::ALL)
         .map(|(name, case)| {
             let machine = machine.as_ref().ok().cloned();
             Trial::test(*name, move || {
