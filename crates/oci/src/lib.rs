@@ -5,6 +5,7 @@ mod beneath;
 pub mod digest;
 pub mod image;
 pub mod layer;
+pub mod own_directory;
 pub mod plan;
 mod show;
 pub mod spec;

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::digest::Digest;
 use crate::image::{Image, Source};
 use crate::layer::Options;
+use crate::own_directory::{self, OwnDirectoryError};
 use crate::unpack::{UnpackError, unpack};
 
 /// How long to wait for another process that unpacks the same image.
@@ -47,6 +48,9 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// Others than the owner have a say in a directory of the store.
+    #[error(transparent)]
+    Directory(#[from] OwnDirectoryError),
     /// Another process has been unpacking the image for too long.
     #[error("image store: another process holds {} and has not finished in {} seconds", .path.display(), LOCK_DEADLINE.as_secs())]
     Locked {
@@ -81,13 +85,13 @@ impl Store {
     /// left in it.
     ///
     /// # Errors
-    /// Where a directory cannot be made.
+    /// Where a directory cannot be made, or others than this user may write to it.
     pub fn open(root: impl AsRef<Path>) -> Result<Self, StoreError> {
         let store = Self {
             images: root.as_ref().join("images"),
         };
         for directory in [store.images.clone(), store.temporaries(), store.locks()] {
-            make_directories(&directory)?;
+            own_directory::make(&directory)?;
         }
         store.remove_stale();
         Ok(store)
@@ -157,7 +161,7 @@ impl Store {
         // Without this, a crash of the host could leave the new name with files cut short.
         syncfs(&opened).map_err(|error| io_error("write out", &root)(error.into()))?;
         let parent = target.parent().unwrap_or(&self.images);
-        make_directories(parent)?;
+        own_directory::make(parent)?;
         temporary.rename(target)?;
         File::open(parent)
             .and_then(|parent| parent.sync_all())
@@ -262,14 +266,6 @@ fn is_directory(path: &Path) -> Result<bool, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(io_error("look up", path)(error)),
     }
-}
-
-fn make_directories(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(io_error("make", path))
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -16,6 +16,7 @@ use coracle_oci::image::{Image, Source};
 use coracle_oci::layer::{Limits, Options, Ownership};
 use coracle_oci::store::{Rootfs, Store};
 use coracle_oci::tree_hash::tree_hash;
+use rstest::rstest;
 use rustix::fs::{FlockOperation, flock};
 
 const OPTIONS: Options = Options {
@@ -216,6 +217,26 @@ fn store_that_cannot_be_made_is_named() {
 
     assert_eq!(
         error.to_string(),
-        "image store: cannot make /proc/nowhere/images"
+        "cannot make the directory /proc/nowhere/images"
+    );
+}
+
+#[rstest]
+#[case::the_cache("images")]
+#[case::trees_in_the_making("images/tmp")]
+fn store_that_others_may_write_to_is_refused(#[case] name: &str) {
+    let root = tempfile::tempdir().unwrap();
+    Store::open(root.path()).unwrap();
+    let directory = root.path().join(name);
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+
+    let error = Store::open(root.path()).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "others may write to the directory {} (mode 0777): take that from them (chmod go-w)",
+            directory.display()
+        )
     );
 }

@@ -6,18 +6,22 @@
 //! removed by the run itself, or, if it is killed, by its [`Janitor`]; if both are killed, by the
 //! next run, which sweeps up every directory whose lock is free.
 
-use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
+use coracle_oci::own_directory;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::janitor::Janitor;
 use super::mounts;
 use super::removal::remove_tree;
 use crate::cli::Directories;
+
+/// Bytes of a run's name, of two hexadecimal digits each.
+const ID_BYTES: usize = 6;
 
 /// The directories of one run; dropping it removes them.
 pub struct RunDirectory {
@@ -35,8 +39,8 @@ impl RunDirectory {
     /// To be called while the process has one thread: it forks.
     pub fn create(directories: &Directories) -> Result<Self> {
         let runs = directories.root.join("runs");
-        for directory in [&runs, &directories.state] {
-            make_directory(directory)?;
+        for directory in [&directories.root, &runs, &directories.state] {
+            own_directory::make(directory)?;
         }
         sweep(&runs, &directories.state);
 
@@ -44,7 +48,7 @@ impl RunDirectory {
         let layer = runs.join(&id);
         let state = directories.state.join(&id);
         let janitor = Janitor::start(vec![state.clone(), layer.clone()], directories.root.clone())?;
-        make_directory(&layer)?;
+        own_directory::make(&layer)?;
         let lock =
             File::open(&layer).with_context(|| format!("cannot open {}", layer.display()))?;
         flock(&lock, FlockOperation::LockExclusive)
@@ -56,7 +60,7 @@ impl RunDirectory {
             &state.join("vsock"),
             &state.join("share"),
         ] {
-            make_directory(directory)?;
+            own_directory::make(directory)?;
         }
         Ok(Self {
             id,
@@ -121,14 +125,20 @@ impl Drop for RunDirectory {
     }
 }
 
-/// Removes what dead runs left. A directory is locked while its run lives.
+/// Removes what dead runs left. A directory is locked while its run lives. Whatever has not a run's name, or is no
+/// directory, is none of ours.
 fn sweep(runs: &Path, state: &Path) {
     let Ok(entries) = fs::read_dir(runs) else {
         return;
     };
     for entry in entries.flatten() {
         let directory = entry.path();
-        let Ok(lock) = File::open(&directory) else {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Some(lock) = is_id(&entry.file_name())
+            .then(|| open(&directory, flags, Mode::empty()).ok())
+            .flatten()
+            .map(File::from)
+        else {
             continue;
         };
         // A run that is just being made has an unlocked directory for a moment: younger ones than
@@ -155,27 +165,93 @@ fn sweep(runs: &Path, state: &Path) {
     }
 }
 
-fn make_directory(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot make the directory {}", path.display()))?;
-    // Whoever owns a parent could swap what is inside: only our own user may.
-    let owner = fs::metadata(path)
-        .with_context(|| format!("cannot look at {}", path.display()))?
-        .uid();
-    anyhow::ensure!(
-        owner == rustix::process::geteuid().as_raw(),
-        "the directory {} belongs to user {owner}; give it to the user that runs coracle",
-        path.display()
-    );
-    Ok(())
+/// Whether a name could be that of a run.
+fn is_id(name: &OsStr) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    name.len() == 2 * ID_BYTES && name.as_encoded_bytes().iter().all(digit)
 }
 
 fn new_id() -> Result<String> {
-    let mut bytes = [0u8; 6];
+    let mut bytes = [0u8; ID_BYTES];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .context("cannot get random bytes for the run's name")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::time::SystemTime;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    /// A directory of runs with an old one under `name`, which holds a file, and a place for their states.
+    fn runs(name: &str) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir_all(place.path().join("runs").join(name)).unwrap();
+        fs::write(place.path().join("runs").join(name).join("file"), "x").unwrap();
+        age(&place.path().join("runs").join(name));
+        place
+    }
+
+    fn age(directory: &Path) {
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        File::open(directory).unwrap().set_modified(old).unwrap();
+    }
+
+    fn sweep_in(place: &tempfile::TempDir) {
+        sweep(&place.path().join("runs"), &place.path().join("state"));
+    }
+
+    #[test]
+    fn what_a_dead_run_left_is_swept_up() {
+        let place = runs("0123456789ab");
+
+        sweep_in(&place);
+
+        assert!(!place.path().join("runs/0123456789ab").exists());
+    }
+
+    #[test]
+    fn what_a_living_run_has_stays() {
+        let place = runs("0123456789ab");
+        let lock = File::open(place.path().join("runs/0123456789ab")).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+
+        sweep_in(&place);
+
+        assert!(place.path().join("runs/0123456789ab/file").exists());
+    }
+
+    #[rstest]
+    #[case::word("precious")]
+    #[case::shorter("0123456789a")]
+    #[case::longer("0123456789abc")]
+    #[case::no_digits("0123456789AB")]
+    fn what_is_no_runs_stays(#[case] name: &str) {
+        let place = runs(name);
+
+        sweep_in(&place);
+
+        assert!(place.path().join("runs").join(name).join("file").exists());
+    }
+
+    #[test]
+    fn link_with_the_name_of_a_run_is_not_followed() {
+        let place = runs("precious");
+        let precious = place.path().join("runs/precious");
+        symlink(&precious, place.path().join("runs/0123456789ab")).unwrap();
+        age(&precious);
+
+        sweep_in(&place);
+
+        assert!(precious.join("file").exists());
+    }
+
+    #[test]
+    fn new_id_is_an_id() {
+        assert!(is_id(new_id().unwrap().as_ref()));
+    }
 }

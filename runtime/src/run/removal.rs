@@ -5,14 +5,14 @@
 //! container could nest until whoever cleans up has none left. Here no directory is entered
 //! below the second level: what is deeper is moved up, then removed in its turn.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, open, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 /// Attempts at removing a directory that a dying process may still write to.
@@ -47,10 +47,10 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 fn remove_once(directory: &Path) -> io::Result<()> {
-    let top = match File::open(directory) {
+    let top = match open(directory, DIRECTORY, Mode::empty()) {
         Ok(top) => top,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
     let mut moved = 0u64;
     loop {
@@ -69,7 +69,7 @@ fn remove_once(directory: &Path) -> io::Result<()> {
 }
 
 /// Removes the directory `name` of `top`; its own directories become `top`'s.
-fn empty(top: &File, name: &std::ffi::CStr, moved: &mut u64) -> io::Result<()> {
+fn empty(top: &OwnedFd, name: &std::ffi::CStr, moved: &mut u64) -> io::Result<()> {
     let directory = openat(top, name, DIRECTORY, Mode::empty())?;
     for (child, kind) in entries(&directory)? {
         if kind == FileType::Directory {
@@ -147,6 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn link_is_no_tree() {
+        let place = tempfile::tempdir().unwrap();
+        let (other, link) = (place.path().join("other"), place.path().join("link"));
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("kept"), "x").unwrap();
+        symlink(&other, &link).unwrap();
+
+        let error = remove_tree(&link).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+        assert!(other.join("kept").exists());
+    }
+
+    #[test]
     fn absent_tree_is_removed() {
         remove_tree(Path::new("/nonexistent/tree")).unwrap();
     }
@@ -159,7 +173,7 @@ mod tests {
         let tree = place.path().join("tree");
         fs::create_dir(&tree).unwrap();
         // Deeper than any limit of descriptors or of a path's length: made one level at a time.
-        let mut level: std::os::fd::OwnedFd = File::open(&tree).unwrap().into();
+        let mut level = open(&tree, DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..DEPTH {
             rustix::fs::mkdirat(&level, "d", Mode::RWXU).unwrap();
             level = openat(&level, "d", DIRECTORY, Mode::empty()).unwrap();
