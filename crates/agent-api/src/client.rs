@@ -158,31 +158,21 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`CallError`]. What is not the agent's own failure holds for all calls of this connection.
+    /// [`CallError`]. But for the agent's own failure, and its refusal, the connection has ended, and with it all calls.
     pub fn take<C: Call>(&mut self, call: &Pending<C>) -> Result<Option<C::Response>, CallError> {
-        let answer = self.take_response(call.number).inspect_err(|_| {
-            // Whatever comes after is not to be trusted either. It may have been shut down already.
-            let _ = self.stream.shutdown(Shutdown::Both);
-        })?;
-        let Some(Response {
-            payload, status, ..
-        }) = answer
-        else {
-            return Ok(None);
+        let result = match self.take_response(call.number) {
+            Ok(None) => return Ok(None),
+            Ok(Some(response)) => result(response),
+            Err(error) => Err(error),
         };
-        match status.into_option() {
-            Some(status) if status.code.value() != Code::OK as i32 => {
-                Err(match AgentError::from_status(&status) {
-                    Some(error) => CallError::Agent(error),
-                    None => CallError::Status {
-                        code: status.code.value(),
-                        message: status.message,
-                    },
-                })
+        match result {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error @ (CallError::Agent(_) | CallError::Status { .. })) => Err(error),
+            Err(error) => {
+                // Whatever comes after is not to be trusted either. It may have been shut down already.
+                let _ = self.stream.shutdown(Shutdown::Both);
+                Err(error)
             }
-            _ => C::Response::parse_from_bytes(&payload)
-                .map(Some)
-                .map_err(CallError::Answer),
         }
     }
 
@@ -283,6 +273,22 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+/// What a response says.
+fn result<R: Message>(response: Response) -> Result<R, CallError> {
+    match response.status.into_option() {
+        Some(status) if status.code.value() != Code::OK as i32 => {
+            Err(match AgentError::from_status(&status) {
+                Some(error) => CallError::Agent(error),
+                None => CallError::Status {
+                    code: status.code.value(),
+                    message: status.message,
+                },
+            })
+        }
+        _ => R::parse_from_bytes(&response.payload).map_err(CallError::Answer),
     }
 }
 
