@@ -154,11 +154,21 @@ fn bind_mount(
 
 /// Opens what a bind mount or the root file system shows. A relative path is one of the bundle, and no link leads out.
 pub(super) fn open_source(bundle: &Path, source: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    // What the host has mounted in the share is mounted here when it is opened as a directory, and not before: a copy
+    // made of the place below would be covered by it later.
+    match open_source_with(bundle, source, OFlags::DIRECTORY) {
+        Err(io::Errno::NOTDIR) => open_source_with(bundle, source, OFlags::empty()),
+        result => result,
+    }
+}
+
+fn open_source_with(bundle: &Path, source: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    let place = OFlags::PATH | OFlags::CLOEXEC;
+    let flags = flags | place;
     if source.starts_with('/') {
         return rustix::fs::openat(CWD, source, flags, Mode::empty());
     }
-    let bundle = rustix::fs::openat(CWD, bundle, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let bundle = rustix::fs::openat(CWD, bundle, place | OFlags::DIRECTORY, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(&bundle, source, flags, Mode::empty(), resolve)
 }
@@ -166,8 +176,9 @@ pub(super) fn open_source(bundle: &Path, source: &str) -> io::Result<OwnedFd> {
 fn directory_target(root: &Root, mount: &Mount) -> Result<OwnedFd, StepError> {
     let path = Path::new(&mount.destination);
     let target = root.make_directory(path).step("make the mount point")?;
-    if matches!(mount.kind.as_str(), "proc" | "sysfs") {
-        // Elsewhere than where everybody, masked paths included, looks for it, it would be open to all.
+    // Elsewhere than where everybody, masked paths included, looks for them, these would be open to all, and devices
+    // would be missing.
+    if matches!(mount.kind.as_str(), "proc" | "sysfs") || path == Path::new("/dev") {
         return root
             .open_without_links(path)
             .step("use a mount point that the image made a link");
@@ -322,6 +333,16 @@ mod tests {
         let source = open_source(bundle.path(), "volumes/0").unwrap();
 
         assert_eq!(file_type(&source).unwrap(), FileType::Directory);
+    }
+
+    #[test]
+    fn file_in_the_bundle_is_opened() {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::write(bundle.path().join("file"), "").unwrap();
+
+        let source = open_source(bundle.path(), "file").unwrap();
+
+        assert_eq!(file_type(&source).unwrap(), FileType::RegularFile);
     }
 
     #[rstest]
