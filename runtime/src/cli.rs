@@ -9,7 +9,13 @@ use coracle_oci::volume::Volume;
 
 /// Runs OCI containers, each in a lightweight virtual machine of its own.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    version,
+    about,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "Environment:\n  CORACLE_LOG  What is told on standard error: off, error, warn, info, debug or trace. Set, it holds for\n               the virtual machine's processes, too"
+)]
 pub struct Cli {
     #[command(flatten)]
     pub directories: Directories,

@@ -7,6 +7,7 @@
 mod check;
 mod cli;
 mod guest_files;
+mod log;
 mod printable;
 mod roles;
 mod run;
@@ -16,15 +17,21 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use printable::printable;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Exit status of `coracle` for failures of its own, as opposed to the container's: the number
 /// that container engines use for it.
 const EXIT_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
-    log();
     // A role is picked before the command line is parsed: its start is part of a container's.
-    if let Some(role) = roles::from_arguments() {
+    let role = roles::from_arguments();
+    // A guest can make its devices warn; why a role ends is told by the run.
+    let level = role.map_or(LevelFilter::WARN, |_| LevelFilter::ERROR);
+    if let Err(error) = log::start(level) {
+        return fail(&error);
+    }
+    if let Some(role) = role {
         return role.main();
     }
     let cli = match cli::Cli::try_parse() {
@@ -46,20 +53,11 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("coracle: {}", printable(&format!("{error:#}")));
-            ExitCode::from(EXIT_FAILURE)
-        }
+        Err(error) => fail(&error),
     }
 }
 
-/// Warnings of all crates go to standard error, in every role.
-fn log() {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .with_ansi(false)
-        .init();
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("coracle: {}", printable(&format!("{error:#}")));
+    ExitCode::from(EXIT_FAILURE)
 }

@@ -69,7 +69,7 @@ impl Machine {
         let (fs, share) = start_fs(directory, plan.vm.memory_mib, network.as_fd())?;
         let console = memfd_create("console", MemfdFlags::CLOEXEC)
             .context("cannot make the console's log")?;
-        let (mut control, theirs) =
+        let (control, theirs) =
             UnixStream::pair().context("cannot make the VMM's control socket")?;
         let serial = console
             .try_clone()
@@ -90,20 +90,27 @@ impl Machine {
             },
         );
         let vmm = RoleProcess::start(Role::Vmm, &[], descriptors)?;
-        let mut text =
-            serde_json::to_vec(&config).context("cannot write the VMM's configuration")?;
-        text.push(b'\n');
-        control
-            .write_all(&text)
-            .context("cannot configure the VMM")?;
-        Ok(Self {
+        let mut machine = Self {
             control,
             unexplained: None,
             console: console.into(),
             kernel: guest.kernel.clone(),
             vmm,
             fs,
-        })
+        };
+        machine
+            .configure(&config)
+            .map_err(|error| machine.explain(error))?;
+        Ok(machine)
+    }
+
+    fn configure(&mut self, config: &Config) -> Result<()> {
+        let mut text =
+            serde_json::to_vec(config).context("cannot write the VMM's configuration")?;
+        text.push(b'\n');
+        self.control
+            .write_all(&text)
+            .context("cannot configure the VMM")
     }
 
     /// What is readable when the VMM has something to say: once the guest runs, that is its end.

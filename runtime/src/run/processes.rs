@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 
+use crate::log;
 use crate::roles::Role;
 
 /// First descriptor that is handed to a role; below are the standard streams.
@@ -31,6 +32,7 @@ impl RoleProcess {
             .arg(role.word())
             .args(words)
             .env_clear()
+            .envs(std::env::var_os(log::VARIABLE).map(|level| (log::VARIABLE, level)))
             // A terminal's Ctrl-C is for the container, not for what runs it.
             .process_group(0)
             .stdin(Stdio::null())
