@@ -29,6 +29,7 @@ GUEST := $(TARGET)/guest
 IMAGES := $(CORACLE_CACHE)/images
 CORACLE := $(TARGET)/$(TRIPLE)/$(PROFILE)/coracle
 AGENT := $(TARGET)/$(TRIPLE)/agent/coracle-agent
+HOSTILE := $(TARGET)/$(TRIPLE)/agent/hostile-agent
 
 # What runs virtual machines finds its parts by these variables: here, or handed into the lab.
 HERE := CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
@@ -129,11 +130,13 @@ doc: deps ## Build the crates' documentation
 
 .PHONY: e2e
 e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
+	@$(STATIC) --profile agent -p coracle-tests --bin hostile-agent
 	@place=$$($(LAB) host); \
-	if [ "$$place" = direct ]; then export $(HERE); \
+	if [ "$$place" = direct ]; then export $(HERE) CORACLE_HOSTILE=$(HOSTILE); \
 	else \
 		$(LAB) prepare; \
-		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --attempts 3 --host-program --"; \
+		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) \
+			--env CORACLE_HOSTILE=/payload/hostile-agent --attempts 3 --host-program --"; \
 	fi; \
 	cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS) 2>&1 | tee $(TARGET)/test-e2e.log
 
@@ -144,15 +147,17 @@ bench: ## Measure what starting a guest costs, beside the floor
 .PHONY: bench-release
 bench-release: guest images
 	@cargo build --release -p coracle-benches
-	@echo "Instructions, in millions (counting lab):"
-	@$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
-		--timeout 1800 --host-program -- $(TARGET)/release/bench instructions
-	@echo "Memory (lab):"
-	@$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
-		--memory 6144 --host-program -- $(TARGET)/release/bench memory
-	@if [ -w /dev/kvm ]; then echo "Milliseconds (this machine's KVM):"; \
-		$(HERE) CORACLE_FLOOR=$(TARGET)/release/floor $(TARGET)/release/bench milliseconds; \
-	else echo "Milliseconds: not measured, this machine has no /dev/kvm"; fi
+	@failed=0; \
+	echo "Instructions, in millions (counting lab):"; \
+	$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--timeout 1800 --host-program -- $(TARGET)/release/bench instructions || failed=1; \
+	echo "Memory (lab):"; \
+	$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--memory 6144 --host-program -- $(TARGET)/release/bench memory || failed=1; \
+	if [ -w /dev/kvm ]; then echo "Milliseconds (this machine's KVM):"; \
+		$(HERE) CORACLE_FLOOR=$(TARGET)/release/floor $(TARGET)/release/bench milliseconds || failed=1; \
+	else echo "Milliseconds: not measured, this machine has no /dev/kvm"; fi; \
+	exit $$failed
 
 # RUSTC_BOOTSTRAP lets the stable compiler take the sanitizer's flags. What libFuzzer says of every input
 # that it keeps is left out. Inputs may soon be long: structured ones of a few bytes hold next to nothing.

@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guests of a few instructions, as ELF files: kernels with a PVH entry, and a first process.
+//! Guests that are not ours: kernels and first processes of a few instructions, as ELF files, and initial file systems
+//! with another first process.
+
+use std::fs;
+
+use coracle_guest::cpio::Archive;
+
+use crate::path_from_environment;
 
 /// Where the code of each is loaded.
 const ADDRESS: u32 = 0x10_0000;
@@ -7,6 +14,8 @@ const LOAD: u32 = 1;
 const NOTE: u32 = 4;
 const HEADER: u64 = 64;
 const PROGRAM_HEADER: u64 = 56;
+/// Where a kernel's code starts: it has two segments.
+const KERNEL_ENTRY: u32 = ADDRESS + (HEADER + 2 * PROGRAM_HEADER) as u32;
 
 /// `jmp .`
 const STAY: &[u8] = &[0xeb, 0xfe];
@@ -29,6 +38,14 @@ pub fn resetting() -> Vec<u8> {
     kernel(RESET)
 }
 
+/// A kernel that faults without anything to handle that, nor the fault of handling it: a triple fault.
+#[must_use]
+pub fn triple_faulting() -> Vec<u8> {
+    // `lidt [table]; int3; table: 0, 0`
+    let table = (KERNEL_ENTRY + 8).to_le_bytes();
+    kernel(&[&[0x0f, 0x01, 0x1d][..], &table, &[0xcc], &[0; 6]].concat())
+}
+
 /// A kernel that writes an `x` to the serial port, then resets the machine.
 #[must_use]
 pub fn speaking() -> Vec<u8> {
@@ -42,6 +59,36 @@ pub fn speaking_init() -> Vec<u8> {
     elf(&code, &[(LOAD, code.len())], &[])
 }
 
+/// An initial file system: our own, with its modules, but with `init` for a first process, busybox to interpret it, and
+/// `files` besides.
+///
+/// # Panics
+///
+/// Panics where the guest's or busybox's file cannot be read.
+#[must_use]
+pub fn initramfs_with(init: &[u8], files: &[(&str, &[u8])]) -> Vec<u8> {
+    let ours = path_from_environment("CORACLE_GUEST").join("initramfs.cpio");
+    let busybox = fs::read("/bin/busybox").expect("the host has a static busybox");
+    // Of two archives in a row, the kernel takes each file from the last that has it.
+    let mut archive = Archive::new(fs::read(ours).expect("the guest has been built"));
+    let programs = [("bin/busybox", &busybox[..]), ("init", init)];
+    archive.directory("bin", 0o755).expect("memory takes files");
+    for (path, contents) in programs.iter().chain(files) {
+        archive
+            .file(path, 0o755, contents)
+            .expect("memory takes files");
+    }
+    archive.finish().expect("memory takes files")
+}
+
+/// An initial file system without a first process.
+#[must_use]
+pub fn initramfs_without_init() -> Vec<u8> {
+    Archive::new(Vec::new())
+        .finish()
+        .expect("memory takes files")
+}
+
 /// A 64-bit ELF with `code` and a note that names its start as the PVH entry.
 fn kernel(code: &[u8]) -> Vec<u8> {
     let note: Vec<u8> = [
@@ -49,7 +96,7 @@ fn kernel(code: &[u8]) -> Vec<u8> {
         &4u32.to_le_bytes()[..],  // length of the value
         &18u32.to_le_bytes()[..], // XEN_ELFNOTE_PHYS32_ENTRY
         b"Xen\0",
-        &(ADDRESS + u32::try_from(HEADER + 2 * PROGRAM_HEADER).unwrap_or(0)).to_le_bytes()[..],
+        &KERNEL_ENTRY.to_le_bytes()[..],
     ]
     .concat();
     elf(code, &[(LOAD, code.len()), (NOTE, note.len())], &note)

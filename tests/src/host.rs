@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A host of a test's own: directories for `coracle`, and what a run may not leave in them.
 
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::cgroup::Cgroup;
+use crate::container::Container;
 use crate::path_from_environment;
 use crate::running::{Finished, Running};
 
@@ -18,6 +23,19 @@ use crate::running::{Finished, Running};
 const VANISHING: Duration = Duration::from_secs(10);
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+/// Images that were unpacked once for all hosts of this process that ask for it.
+static UNPACKED: LazyLock<PathBuf> = LazyLock::new(|| {
+    extern "C" fn remove() {
+        // What cannot be removed is the temporary directory's, and in nobody's way.
+        let _ = fs::remove_dir_all(&*UNPACKED);
+    }
+    // SAFETY: the function is called once, as the process exits, and does not unwind.
+    unsafe { libc::atexit(remove) };
+    let directory = temporary_directory().keep();
+    fs::create_dir(directory.join("images")).expect("the temporary directory takes files");
+    directory
+});
 
 /// Directories and a control group for the runs of one test.
 pub struct Host {
@@ -39,12 +57,20 @@ impl Host {
             std::process::id(),
             HOSTS.fetch_add(1, Ordering::Relaxed)
         );
-        let directory =
-            TempDir::with_prefix("coracle-test-").expect("the temporary directory takes files");
         Self {
-            directory,
+            directory: temporary_directory(),
             cgroup: Cgroup::new(&name),
         }
+    }
+
+    /// A host whose unpacked images are those of other tests, too: an image that an earlier test ran is there.
+    pub fn with_shared_images() -> Self {
+        let host = Self::new();
+        let root = host.directory.path().join("root");
+        fs::create_dir(&root).expect("the temporary directory takes files");
+        symlink(UNPACKED.join("images"), root.join("images"))
+            .expect("the temporary directory takes links");
+        host
     }
 
     /// A directory for the test's own files.
@@ -54,14 +80,54 @@ impl Host {
         files
     }
 
+    /// A file among the test's own.
+    pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let file = self.files().join(name);
+        fs::write(&file, contents).expect("the temporary directory takes files");
+        file
+    }
+
+    /// An empty directory among the test's own files.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.files().join(name);
+        fs::create_dir_all(&folder).expect("the temporary directory takes files");
+        folder
+    }
+
     /// Where unpacked images are.
     pub fn images(&self) -> PathBuf {
         self.directory.path().join("root/images")
     }
 
+    /// Where runs keep their writable layers.
+    pub fn runs(&self) -> PathBuf {
+        self.directory.path().join("root/runs")
+    }
+
+    /// A run of `image`: an [`Image`](crate::Image), or whatever else `coracle run` takes.
+    pub fn container(&self, image: impl Display) -> Container<'_> {
+        Container::of_image(self, image)
+    }
+
+    /// A run on a tree of files.
+    pub fn container_on(&self, tree: &Path) -> Container<'_> {
+        Container::of_rootfs(self, tree)
+    }
+
     /// A command of `coracle` on this host, to be changed before it is started.
-    pub fn coracle(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(path_from_environment("CORACLE_BIN"));
+    pub fn coracle(&self, words: &[impl AsRef<OsStr>]) -> Command {
+        self.coracle_under(Vec::new(), words.iter().map(OsString::from))
+    }
+
+    /// The same, started by the program of the words in `under`.
+    pub(crate) fn coracle_under(
+        &self,
+        under: Vec<OsString>,
+        words: impl Iterator<Item = OsString>,
+    ) -> Command {
+        let coracle = path_from_environment("CORACLE_BIN").into_os_string();
+        let mut line = under.into_iter().chain([coracle]).chain(words);
+        let mut command = Command::new(line.next().unwrap_or_default());
         command
             .env("CORACLE_ROOT", self.directory.path().join("root"))
             .env("CORACLE_STATE", self.directory.path().join("state"))
@@ -69,7 +135,7 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .args(words);
+            .args(line);
         command
     }
 
@@ -79,7 +145,7 @@ impl Host {
     }
 
     /// Runs `coracle` with `words` and nothing on its standard input, to its end.
-    pub fn run(&self, words: &[&str]) -> Finished {
+    pub fn run(&self, words: &[impl AsRef<OsStr>]) -> Finished {
         self.start(self.coracle(words)).finish()
     }
 
@@ -145,11 +211,13 @@ impl Host {
         let files = ["root/runs", "state"]
             .into_iter()
             .flat_map(|place| entries(&root.join(place)));
-        let partial = entries(&root.join("root/images/tmp")).into_iter();
+        // In images that are shared, another test's may be in the making.
+        let own = !root.join("root/images").is_symlink();
+        let partial = own.then(|| entries(&root.join("root/images/tmp")));
         processes
             .chain(mounts)
             .chain(files)
-            .chain(partial)
+            .chain(partial.into_iter().flatten())
             .collect()
     }
 }
@@ -162,4 +230,8 @@ fn entries(directory: &Path) -> Vec<String> {
         .flatten()
         .map(|entry| format!("file {}", entry.path().display()))
         .collect()
+}
+
+fn temporary_directory() -> TempDir {
+    TempDir::with_prefix("coracle-test-").expect("the temporary directory takes files")
 }

@@ -6,13 +6,20 @@
 //! `CORACLE_GUEST` (kernel and initial file system) and `CORACLE_IMAGES` (test images).
 
 mod cgroup;
+mod container;
 pub mod guests;
 mod host;
+mod image;
+mod layout;
 mod running;
+pub mod tools;
 
 use std::path::PathBuf;
 
+pub use container::Container;
 pub use host::Host;
+pub use image::Image;
+pub use layout::Layout;
 pub use running::{Finished, Running};
 
 /// A path that the environment must name.
@@ -25,12 +32,4 @@ pub fn path_from_environment(name: &str) -> PathBuf {
         Some(path) => PathBuf::from(path),
         None => panic!("the environment does not set {name}: run these tests with `make e2e`"),
     }
-}
-
-/// A test image, by its name in the directory of images.
-pub fn image(name: &str) -> String {
-    path_from_environment("CORACLE_IMAGES")
-        .join(name)
-        .display()
-        .to_string()
 }

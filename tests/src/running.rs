@@ -93,16 +93,11 @@ impl Running {
         assert_eq!(sent, 0, "the run can be signalled");
     }
 
-    /// Writes `input` while it reads, then waits for the end.
-    pub fn finish_with_input(mut self, input: Vec<u8>) -> Finished {
+    /// Writes `bytes` to its standard input from now on, and closes that.
+    pub(crate) fn write(&mut self, bytes: Vec<u8>) {
         let mut stdin = self.stdin();
-        let writer = thread::spawn(move || {
-            // A reader that stops reading is the test's subject.
-            let _ = stdin.write_all(&input);
-        });
-        let finished = self.finish();
-        writer.join().expect("the writer does not panic");
-        finished
+        // It ends with the run, at the latest: a reader that stops reading is a test's subject.
+        thread::spawn(move || stdin.write_all(&bytes));
     }
 
     /// Waits for the end.
@@ -153,5 +148,23 @@ impl Finished {
             self.stderr
         );
         self
+    }
+
+    /// Fails unless `words` are in its standard error.
+    #[track_caller]
+    pub fn says(self, words: &str) -> Self {
+        assert!(
+            self.stderr.contains(words),
+            "'{words}' is not in: {}",
+            self.stderr
+        );
+        self
+    }
+
+    /// Fails unless its standard error is one line that has all `words`.
+    #[track_caller]
+    pub fn says_once(self, words: &[&str]) -> Self {
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "{}", self.stderr);
+        words.iter().fold(self, |run, words| run.says(words))
     }
 }

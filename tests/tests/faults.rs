@@ -3,36 +3,55 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use coracle_guest::cpio::Archive;
-use coracle_tests::{Host, guests, image};
+use coracle_tests::tools::kill;
+use coracle_tests::{Host, Image, Running, guests};
 use rstest::rstest;
 
 #[rstest]
-#[case::vmm("role:vmm")]
-#[case::file_system("role:fs")]
-fn killed_role_ends_the_run_with_a_reason(#[case] role: &str) {
-    let host = Host::new();
-    let mut run = host.start(host.coracle(&[
-        "run",
-        &image("busybox"),
-        "sh",
-        "-c",
-        "echo ready; while :; do ls /bin >/dev/null; done",
-    ]));
+#[case::vmm("vmm")]
+#[case::file_system("fs")]
+fn killed_role_ends_the_run_with_a_reason(
+    #[case] role: &str,
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(image)
+        .shell("echo ready; while :; do ls /bin >/dev/null; done")
+        .start();
     assert_eq!(run.line(), "ready");
 
-    kill(host.process_of(role));
+    kill(host.process_of(&format!("role:{role}")));
 
-    let run = run.finish().expect(125);
-    assert!(
-        run.stderr.contains(role.trim_start_matches("role:")),
-        "{}",
-        run.stderr
-    );
+    let says = format!("the {role} process failed (signal: 9");
+    run.finish().expect(125).says(&says);
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::vmm_at_once("vmm", 0)]
+#[case::vmm_while_the_kernel_boots("vmm", 600)]
+#[case::file_system_at_once("fs", 0)]
+#[case::file_system_while_the_kernel_boots("fs", 600)]
+fn role_killed_while_the_guest_boots_ends_the_run_with_a_reason(
+    #[case] role: &str,
+    #[case] milliseconds: u64,
+) {
+    let host = Host::with_shared_images();
+    let run = host
+        .container(Image::BUSYBOX)
+        .command(["sleep", "1000"])
+        .start();
+    let process = host.process_of(&format!("role:{role}"));
+    thread::sleep(Duration::from_millis(milliseconds));
+
+    kill(process);
+
+    let says = format!("the {role} process failed (signal: 9");
+    run.finish().expect(125).says_once(&[&says]);
     host.assert_clean();
 }
 
@@ -42,7 +61,10 @@ fn killed_role_ends_the_run_with_a_reason(#[case] role: &str) {
 #[case::while_the_guest_boots(1500)]
 fn killed_run_leaves_nothing(#[case] milliseconds: u64) {
     let host = Host::new();
-    let run = host.start(host.coracle(&["run", &image("busybox"), "sleep", "1000"]));
+    let run = host
+        .container(Image::BUSYBOX)
+        .command(["sleep", "1000"])
+        .start();
     thread::sleep(Duration::from_millis(milliseconds));
 
     run.signal(libc::SIGKILL);
@@ -56,7 +78,7 @@ fn killed_run_leaves_nothing(#[case] milliseconds: u64) {
 #[case::interrupted(libc::SIGINT, 130)]
 fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] status: i32) {
     let host = Host::new();
-    let run = host.start(host.coracle(&["run", &image("debian"), "true"]));
+    let run = host.container(Image::DEBIAN).command(["true"]).start();
     let partial = host.images().join("tmp");
     let deadline = Instant::now() + Duration::from_secs(30);
     while fs::read_dir(&partial).map_or(0, Iterator::count) == 0 {
@@ -76,76 +98,82 @@ fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] st
 
 #[test]
 fn killed_janitor_is_not_missed_and_volumes_are_kept() {
-    let host = Host::new();
-    let volume = host.files().join("volume");
-    fs::create_dir(&volume).unwrap();
-    fs::write(volume.join("file"), "kept").unwrap();
+    let host = Host::with_shared_images();
+    let volume = host.folder("volume");
+    let file = host.file("volume/file", "kept");
     // The state is reached by a name that the kernel's list of mounts does not have.
     let state = host.files().join("state");
-    fs::create_dir_all(state.with_file_name("../state")).unwrap();
+    host.folder("../state");
     symlink("../state", &state).unwrap();
-    let shared = format!("{}:/data", volume.display());
-    let mut command = host.coracle(&[
-        "run",
-        "-v",
-        &shared,
-        &image("busybox"),
-        "sh",
-        "-c",
-        "echo ready; read word; exit 3",
-    ]);
-    command.stdin(Stdio::piped()).env("CORACLE_STATE", &state);
-    let mut run = host.start(command);
+    let mut run = host
+        .container(Image::BUSYBOX)
+        .variable("CORACLE_STATE", &state)
+        .volume(&volume, "/data")
+        .interactive()
+        .shell("echo ready; read word; exit 3")
+        .start();
     assert_eq!(run.line(), "ready");
-    let processes = host.processes();
-    // It is the fork of the run that is not the run: it has the run's command line.
-    let ours =
-        |(process, words): &&(i32, String)| *process != run.id() && words.contains("\0run\0");
-    let (janitor, _) = processes.iter().find(ours).expect("there is a janitor");
 
-    kill(*janitor);
+    kill(janitor(&host, &run));
     drop(run.stdin());
 
     run.finish().expect(3);
     host.assert_clean();
-    assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(file).unwrap(), "kept");
+}
+
+#[test]
+fn what_a_run_and_its_janitor_leave_is_swept_up_by_the_next_run() {
+    let host = Host::with_shared_images();
+    let volume = host.folder("volume");
+    let file = host.file("volume/file", "kept");
+    let mut run = host
+        .container(Image::BUSYBOX)
+        .volume(&volume, "/data")
+        .shell("echo x > /layer; echo ready; sleep 1000")
+        .start();
+    assert_eq!(run.line(), "ready");
+
+    kill(janitor(&host, &run));
+    run.signal(libc::SIGKILL);
+    run.finish().expect(137);
+    let left: Vec<_> = fs::read_dir(host.runs()).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "there is something to sweep: {left:?}");
+    // A directory is left alone for its first minute, in which it may be in the making.
+    let a_while_ago = SystemTime::now() - Duration::from_secs(120);
+    let directory = File::open(left[0].path()).unwrap();
+    directory.set_modified(a_while_ago).unwrap();
+    let next = host.container(Image::BUSYBOX).command(["true"]).expect(0);
+
+    assert_eq!(next.stderr, "");
+    host.assert_clean();
+    assert_eq!(fs::read_to_string(file).unwrap(), "kept");
 }
 
 #[test]
 fn writable_layer_is_removed_however_deep_it_is() {
-    let host = Host::new();
-    let script = "mkdir -p $(yes d/ | head -n 300 | tr -d '\\n') && echo made";
-    let coracle = host.coracle(&[]);
-    // Fewer descriptors than levels.
-    let mut command = Command::new("prlimit");
-    command.arg("--nofile=200:4096").arg(coracle.get_program());
-    command.args(["run", &image("busybox"), "sh", "-c", script]);
-    command.envs(
-        coracle
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let host = Host::with_shared_images();
 
-    let run = host.start(command).finish().expect(0);
+    let run = host
+        .container(Image::BUSYBOX)
+        // Fewer descriptors than levels.
+        .under(["prlimit", "--nofile=200:4096"])
+        .shell("mkdir -p $(yes d/ | head -n 300 | tr -d '\\n') && echo made")
+        .expect(0);
 
     assert_eq!((run.text().as_str(), run.stderr.as_str()), ("made", ""));
     host.assert_clean();
 }
 
-#[test]
-fn run_killed_while_its_container_runs_leaves_nothing() {
-    let host = Host::new();
-    let mut run = host.start(host.coracle(&[
-        "run",
-        &image("busybox"),
-        "sh",
-        "-c",
-        "echo ready; sleep 1000",
-    ]));
+#[rstest]
+fn run_killed_while_its_container_runs_leaves_nothing(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(image)
+        .shell("echo ready; sleep 1000")
+        .start();
     assert_eq!(run.line(), "ready");
 
     run.signal(libc::SIGKILL);
@@ -155,81 +183,81 @@ fn run_killed_while_its_container_runs_leaves_nothing() {
 }
 
 #[test]
-fn guest_that_never_answers_is_given_up() {
-    let host = Host::new();
-    let kernel = host.files().join("endless");
-    fs::write(&kernel, guests::endless()).unwrap();
-    let started = Instant::now();
+fn run_that_floods_does_not_hinder_another() {
+    let host = Host::with_shared_images();
+    let hello = || {
+        let started = Instant::now();
+        let run = host.container(Image::BUSYBOX).command(["echo", "hello"]);
+        assert_eq!(run.expect(0).text(), "hello");
+        started.elapsed()
+    };
+    hello();
+    let alone = hello();
+    let mut flood = host
+        .container(Image::BUSYBOX)
+        .shell("yes > /dev/null & yes")
+        .start();
+    assert_eq!(flood.line(), "y");
 
-    let run = host
-        .run(&[
-            "run",
-            "--boot-timeout",
-            "2",
-            "--kernel",
-            kernel.to_str().unwrap(),
-            &image("busybox"),
-            "true",
-        ])
-        .expect(125);
+    let beside = hello();
 
-    assert!(run.stderr.contains("within 2 s"), "{}", run.stderr);
-    assert!(started.elapsed() < Duration::from_secs(20));
+    // The flood may take a processor from it, and so may the tests beside it, but nothing else.
+    assert!(beside < alone * 5, "{beside:?}, and {alone:?} alone");
+    flood.signal(libc::SIGKILL);
+    flood.finish().expect(137);
     host.assert_clean();
 }
 
 #[test]
-fn guest_that_resets_is_reported() {
-    let host = Host::new();
-    let kernel = host.files().join("resetting");
-    fs::write(&kernel, guests::resetting()).unwrap();
+fn guest_that_never_answers_is_given_up() {
+    let host = Host::with_shared_images();
+    let kernel = host.file("endless", guests::endless());
+    let started = Instant::now();
 
     let run = host
-        .run(&[
-            "run",
-            "--kernel",
-            kernel.to_str().unwrap(),
-            &image("busybox"),
-            "true",
-        ])
+        .container(Image::BUSYBOX)
+        .boot_timeout(2)
+        .kernel(&kernel)
         .expect(125);
 
-    assert!(run.stderr.contains("reset"), "{}", run.stderr);
+    run.says("within 2 s");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::resetting(&guests::resetting(), "reset")]
+#[case::triple_faulting(&guests::triple_faulting(), "triple fault")]
+fn end_of_the_guest_is_reported(#[case] kernel: &[u8], #[case] says: &str) {
+    let host = Host::with_shared_images();
+    let kernel = host.file("kernel", kernel);
+
+    let run = host.container(Image::BUSYBOX).kernel(&kernel).expect(125);
+
+    run.says_once(&[says]);
     host.assert_clean();
 }
 
 #[test]
 fn panic_of_the_guests_kernel_is_shown() {
-    let host = Host::new();
-    // A file system without /init: the kernel finds nothing to run.
-    let initrd = host.files().join("empty.cpio");
-    Archive::new(File::create(&initrd).unwrap())
-        .finish()
-        .unwrap();
+    let host = Host::with_shared_images();
+    // The kernel finds nothing to run.
+    let initrd = host.file("empty.cpio", guests::initramfs_without_init());
 
-    let run = host
-        .run(&[
-            "run",
-            "--initrd",
-            initrd.to_str().unwrap(),
-            &image("busybox"),
-            "true",
-        ])
-        .expect(125);
+    let run = host.container(Image::BUSYBOX).initrd(&initrd).expect(125);
 
-    assert!(run.stderr.contains("panic"), "{}", run.stderr);
-    assert!(
-        run.stderr.contains("guest| "),
-        "the console's end is shown: {}",
-        run.stderr
-    );
+    // With the end of its console.
+    run.says("panic").says("guest| ");
     host.assert_clean();
 }
 
 #[test]
 fn interrupt_while_the_guest_boots_ends_the_run() {
-    let host = Host::new();
-    let run = host.start(host.coracle(&["run", &image("busybox"), "sleep", "1000"]));
+    let host = Host::with_shared_images();
+    let run = host
+        .container(Image::BUSYBOX)
+        .command(["sleep", "1000"])
+        .start();
     host.process_of("role:vmm");
 
     run.signal(libc::SIGINT);
@@ -238,8 +266,10 @@ fn interrupt_while_the_guest_boots_ends_the_run() {
     host.assert_clean();
 }
 
-fn kill(process: i32) {
-    // SAFETY: the process was found in the test's own control group just now.
-    let sent = unsafe { libc::kill(process, libc::SIGKILL) };
-    assert_eq!(sent, 0);
+/// The process that cleans up after `run`: the fork of it that is not the run has its command line.
+fn janitor(host: &Host, run: &Running) -> i32 {
+    let processes = host.processes().into_iter();
+    let mut forks =
+        processes.filter(|(process, words)| *process != run.id() && words.contains("\0run\0"));
+    forks.next().expect("there is a janitor").0
 }

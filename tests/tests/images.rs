@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use coracle_oci::tree_hash::tree_hash;
-use coracle_tests::{Host, image};
+use coracle_tests::tools::fingerprint;
+use coracle_tests::{Host, Image};
+use rstest::rstest;
 
 /// The one unpacked image of `host`.
 fn unpacked(host: &Host) -> PathBuf {
@@ -17,57 +18,74 @@ fn unpacked(host: &Host) -> PathBuf {
     images[0].join("rootfs")
 }
 
-#[test]
-fn unpacked_image_is_used_again_and_never_changes() {
+#[rstest]
+fn unpacked_image_is_used_again_and_never_changes(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
     let host = Host::new();
     let script = "rm /bin/ls; echo changed > /etc/passwd; mkdir /new; chmod 777 /bin; echo done";
-    host.run(&["run", &image("busybox"), "true"]).expect(0);
-    let before = tree_hash(unpacked(&host)).unwrap();
+    host.container(image).command(["true"]).expect(0);
+    let before = fingerprint(&unpacked(&host));
 
-    let run = host
-        .run(&["run", &image("busybox"), "sh", "-c", script])
-        .expect(0);
+    let run = host.container(image).shell(script).expect(0);
 
     assert_eq!(run.text(), "done");
-    assert_eq!(tree_hash(unpacked(&host)).unwrap(), before);
-    host.run(&["run", &image("busybox"), "ls", "/new"])
-        .expect(1);
+    assert_eq!(fingerprint(&unpacked(&host)), before);
+    let look_again = "test -x /bin/ls && ! test -e /new";
+    host.container(image).shell(look_again).expect(0);
     host.assert_clean();
 }
 
-#[test]
-fn archive_and_directory_of_one_image_are_unpacked_once() {
+#[rstest]
+fn archive_and_directory_of_one_image_are_unpacked_once(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
     let host = Host::new();
+    let archive = image.copy_to(&host).archive();
 
-    let archive = host
-        .run(&["run", &image("busybox.tar"), "echo", "archive"])
-        .expect(0);
-    let directory = host
-        .run(&["run", &image("busybox"), "echo", "directory"])
-        .expect(0);
+    let from_archive = host.container(archive).command(["echo", "archive"]);
+    let from_directory = host.container(image).command(["echo", "directory"]);
 
-    assert_eq!(
-        (archive.text().as_str(), directory.text().as_str()),
-        ("archive", "directory")
-    );
+    assert_eq!(from_archive.expect(0).text(), "archive");
+    assert_eq!(from_directory.expect(0).text(), "directory");
     unpacked(&host);
 }
 
-#[test]
-fn two_runs_of_one_image_at_once_do_not_see_each_other() {
+#[rstest]
+fn image_is_the_same_in_every_form(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
+    let forms: [fn(&Host, Image) -> String; 4] = [
+        |_, image| image.to_string(),
+        |host, image| image.copy_to(host).archive(),
+        |host, image| image.copy_to(host).with_plain_layers().to_string(),
+        |host, image| image.copy_to(host).with_plain_layers().archive(),
+    ];
+
+    let trees = forms.map(|form| {
+        let host = Host::new();
+        let run = host
+            .container(form(&host, image))
+            .command(["echo", "hello"]);
+        assert_eq!(run.expect(0).text(), "hello");
+        fingerprint(&unpacked(&host))
+    });
+
+    assert!(trees.iter().all(|tree| *tree == trees[0]), "{trees:?}");
+}
+
+#[rstest]
+fn two_runs_of_one_image_at_once_do_not_see_each_other(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
     let host = Host::new();
-    let script = "echo $$ > /mine; echo ready; read word; ls /mine /theirs 2>/dev/null";
     let start = || {
-        let mut command = host.coracle(&["run", &image("busybox"), "sh", "-c", script]);
-        command.stdin(std::process::Stdio::piped());
-        host.start(command)
+        host.container(image)
+            .interactive()
+            .shell("echo $$ > /mine; echo ready; read word; ls /mine /theirs 2>/dev/null")
+            .start()
     };
     let (mut first, mut second) = (start(), start());
 
-    assert_eq!(
-        (first.line(), second.line()),
-        ("ready".into(), "ready".into())
-    );
+    assert_eq!([first.line(), second.line()], ["ready", "ready"]);
     drop(first.stdin());
     drop(second.stdin());
 
@@ -83,15 +101,9 @@ fn debian_image_runs_its_own_tools() {
                   useradd -m someone && su someone -c 'id -un'";
 
     let run = host
-        .run(&[
-            "run",
-            "--memory",
-            "512",
-            &image("debian"),
-            "bash",
-            "-c",
-            script,
-        ])
+        .container(Image::DEBIAN)
+        .memory(512)
+        .command(["bash", "-c", script])
         .expect(0);
 
     assert_eq!(run.text(), "debian\nbash\n42\nsomeone");

@@ -2,21 +2,16 @@
 //! Bad input: one clear sentence, a status other than 0, and nothing left behind.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 
-use coracle_tests::{Finished, Host, image};
+use coracle_tests::{Finished, Host, Image};
 use rstest::rstest;
 
 /// Fails unless `run` ended with `status` and one line on standard error that has all `words`.
 #[track_caller]
 fn assert_refused(host: &Host, run: Finished, status: i32, words: &[&str]) {
-    let run = run.expect(status);
-    let said = run.stderr.trim_end();
-    assert_eq!(said.lines().count(), 1, "{said}");
-    for word in words {
-        assert!(said.contains(word), "'{word}' is not in: {said}");
-    }
+    run.expect(status).says_once(words);
     host.assert_clean();
 }
 
@@ -38,12 +33,11 @@ fn assert_refused(host: &Host, run: Finished, status: i32, words: &[&str]) {
 #[case::kernel_that_is_text(&["--kernel", "/etc/passwd", "BUSYBOX", "true"], 125, &["/etc/passwd", "not an ELF file"])]
 fn refused_with_one_sentence(#[case] words: &[&str], #[case] status: i32, #[case] says: &[&str]) {
     let host = Host::new();
-    let words: Vec<_> = words
+    let busybox = Image::BUSYBOX.to_string();
+    let words: Vec<_> = [&["run"], words]
+        .concat()
         .iter()
-        .map(|word| word.replace("BUSYBOX", &image("busybox")))
-        .collect();
-    let words: Vec<_> = std::iter::once("run")
-        .chain(words.iter().map(String::as_str))
+        .map(|word| word.replace("BUSYBOX", &busybox))
         .collect();
 
     let run = host.run(&words);
@@ -54,11 +48,10 @@ fn refused_with_one_sentence(#[case] words: &[&str], #[case] status: i32, #[case
 #[test]
 fn truncated_archive_is_refused() {
     let host = Host::new();
-    let archive = host.files().join("cut.tar");
-    let whole = fs::read(image("busybox.tar")).unwrap();
-    fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+    let whole = fs::read(Image::BUSYBOX_ARCHIVE.path()).unwrap();
+    let archive = host.file("cut.tar", &whole[..whole.len() / 2]);
 
-    let run = host.run(&["run", archive.to_str().unwrap(), "true"]);
+    let run = host.container(archive.display()).finish();
 
     assert_refused(&host, run, 125, &["cut.tar"]);
 }
@@ -66,28 +59,19 @@ fn truncated_archive_is_refused() {
 #[test]
 fn layer_with_another_digest_is_refused() {
     let host = Host::new();
-    let layout = copy_of_busybox(&host);
-    let blob = largest_file(&layout.join("blobs/sha256"));
+    let layout = Image::BUSYBOX.copy_to(&host);
+    let blob = largest_file(&layout.blobs());
     let mut bytes = fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&blob, bytes).unwrap();
 
-    let run = host.run(&["run", layout.to_str().unwrap(), "true"]);
+    let run = host.container(layout).finish();
 
-    assert_refused(
-        &host,
-        run,
-        125,
-        &["digest", blob.file_name().unwrap().to_str().unwrap()],
-    );
-    assert!(
-        !host.images().join("sha256").exists()
-            || fs::read_dir(host.images().join("sha256"))
-                .unwrap()
-                .next()
-                .is_none()
-    );
+    let name = blob.file_name().unwrap().to_str().unwrap();
+    assert_refused(&host, run, 125, &["digest", name]);
+    let unpacked = fs::read_dir(host.images().join("sha256"));
+    assert_eq!(unpacked.map_or(0, Iterator::count), 0);
 }
 
 #[rstest]
@@ -96,19 +80,10 @@ fn layer_with_another_digest_is_refused() {
 #[case::link_to_outside("link", Some("../../../../etc/passwd"))]
 fn layer_that_reaches_outside_is_refused(#[case] path: &str, #[case] hard_link_to: Option<&str>) {
     let host = Host::new();
-    let layout = copy_of_busybox(&host);
-    let layer = host.files().join("layer.tar");
-    fs::write(&layer, tar_of(path, hard_link_to)).unwrap();
-    let tagged = format!("{}:latest", layout.display());
-    umoci(&[
-        "raw",
-        "add-layer",
-        "--image",
-        &tagged,
-        layer.to_str().unwrap(),
-    ]);
+    let layout = Image::BUSYBOX.copy_to(&host);
+    layout.add_layer(&host.file("layer.tar", tar_of(path, hard_link_to)));
 
-    let run = host.run(&["run", &tagged, "true"]);
+    let run = host.container(layout).finish();
 
     assert_refused(&host, run, 125, &["layer", path]);
     assert!(!host.files().join("escaped").exists());
@@ -121,9 +96,9 @@ fn layer_that_reaches_outside_is_refused(#[case] path: &str, #[case] hard_link_t
 fn wrong_usage_has_the_status_of_our_own_failures(#[case] words: &[&str], #[case] says: &str) {
     let host = Host::new();
 
-    let run = host.run(&[&["run"], words].concat()).expect(125);
+    let run = host.run(&[&["run"], words].concat());
 
-    assert!(run.stderr.contains(says), "{}", run.stderr);
+    run.expect(125).says(says);
     host.assert_clean();
 }
 
@@ -132,7 +107,9 @@ fn least_memory_is_enough() {
     let host = Host::new();
 
     let run = host
-        .run(&["run", "--memory", "96", &image("busybox"), "echo", "enough"])
+        .container(Image::BUSYBOX)
+        .memory(96)
+        .command(["echo", "enough"])
         .expect(0);
 
     assert_eq!(run.text(), "enough");
@@ -141,18 +118,10 @@ fn least_memory_is_enough() {
 #[test]
 fn image_without_a_command_is_refused() {
     let host = Host::new();
-    let layout = copy_of_busybox(&host);
-    umoci(&[
-        "config",
-        "--image",
-        &format!("{}:latest", layout.display()),
-        "--clear",
-        "config.cmd",
-        "--clear",
-        "config.entrypoint",
-    ]);
+    let layout = Image::BUSYBOX.copy_to(&host);
+    layout.configure(&["--clear", "config.cmd", "--clear", "config.entrypoint"]);
 
-    let run = host.run(&["run", &format!("{}:latest", layout.display())]);
+    let run = host.container(layout).finish();
 
     assert_refused(&host, run, 125, &["command"]);
 }
@@ -160,49 +129,32 @@ fn image_without_a_command_is_refused() {
 #[test]
 fn user_without_the_right_to_kvm_is_told_so() {
     let host = Host::new();
-    let mut command = host.coracle(&["run", &image("busybox"), "true"]);
-    std::os::unix::process::CommandExt::uid(&mut command, 65534);
-    let root = host.files().join("open");
-    fs::create_dir(&root).unwrap();
-    std::os::unix::fs::chown(&root, Some(65534), None).unwrap();
-    command
-        .env("CORACLE_ROOT", root.join("root"))
-        .env("CORACLE_STATE", root.join("state"));
+    let open = host.folder("open");
+    chown(&open, Some(65534), None).unwrap();
+    let (root, state) = (open.join("root"), open.join("state"));
 
-    let run = command.output().unwrap();
+    let run = host
+        .container(Image::BUSYBOX)
+        .variable("CORACLE_ROOT", &root)
+        .variable("CORACLE_STATE", &state)
+        .under(["setpriv", "--reuid=65534", "--clear-groups"])
+        .finish();
 
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert_eq!(run.status.code(), Some(125), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(
-        said.contains("cannot open /dev/kvm") && said.contains("ermission denied"),
-        "{said}"
-    );
-    assert!(!root.join("root").exists() && !root.join("state").exists());
+    let says = ["cannot open /dev/kvm", "ermission denied"];
+    assert_refused(&host, run, 125, &says);
+    assert!(!root.exists() && !state.exists());
 }
 
 #[test]
 fn host_without_kvm_is_told_so() {
     let host = Host::new();
-    let coracle = host.coracle(&[]);
     // A device directory of its own, with what programs expect but KVM.
     let script = "mount -t tmpfs dev /dev && mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(coracle.get_program());
-    command.args(["run", &image("busybox"), "true"]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.envs(
-        coracle
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
 
-    let run = host.start(command).finish();
+    let run = host
+        .container(Image::BUSYBOX)
+        .under(["unshare", "--mount", "sh", "-c", script, "sh"])
+        .finish();
 
     assert_refused(&host, run, 125, &["cannot open /dev/kvm", "coracle check"]);
 }
@@ -212,10 +164,11 @@ fn text_of_an_image_does_not_steer_the_terminal() {
     let host = Host::new();
 
     let run = host
-        .run(&["run", &image("busybox"), "/\u{1b}]52;c;\u{7}"])
+        .container(Image::BUSYBOX)
+        .command(["/\u{1b}]52;c;\u{7}"])
         .expect(127);
 
-    assert!(run.stderr.contains("52;c;"), "{}", run.stderr);
+    let run = run.says("52;c;");
     assert!(
         !run.stderr.chars().any(|c| c.is_control() && c != '\n'),
         "{:?}",
@@ -243,18 +196,6 @@ fn check_agrees_that_this_host_can_run() {
     );
 }
 
-fn copy_of_busybox(host: &Host) -> std::path::PathBuf {
-    let layout = host.files().join("image");
-    let status = Command::new("cp")
-        .arg("-r")
-        .arg(image("busybox"))
-        .arg(&layout)
-        .status()
-        .unwrap();
-    assert!(status.success());
-    layout
-}
-
 /// An archive of one entry, a file or a hard link, whose names are as given: well-behaved tools make none like it.
 fn tar_of(path: &str, hard_link_to: Option<&str>) -> Vec<u8> {
     let mut header = [0u8; 512];
@@ -275,15 +216,7 @@ fn tar_of(path: &str, hard_link_to: Option<&str>) -> Vec<u8> {
     [header.as_slice(), &[0; 1024]].concat()
 }
 
-fn umoci(words: &[&str]) {
-    let status = Command::new("umoci")
-        .args(words)
-        .status()
-        .expect("umoci is installed");
-    assert!(status.success(), "umoci {words:?}: {status}");
-}
-
-fn largest_file(directory: &Path) -> std::path::PathBuf {
+fn largest_file(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path());

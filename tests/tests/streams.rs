@@ -2,11 +2,9 @@
 //! Standard streams arrive whole and in order; signals go through.
 
 use std::io::Write;
-use std::process::Stdio;
 
-use coracle_tests::{Host, image};
+use coracle_tests::{Host, Image};
 use rstest::rstest;
-use sha2::{Digest, Sha256};
 
 /// Bytes that do not repeat in a way that could hide a loss.
 fn noise(length: usize) -> Vec<u8> {
@@ -25,81 +23,78 @@ fn noise(length: usize) -> Vec<u8> {
 #[case::nothing(0)]
 #[case::one_byte(1)]
 #[case::many(3 << 20)]
-fn standard_input_comes_back_whole_through_cat(#[case] length: usize) {
-    let host = Host::new();
+fn standard_input_comes_back_whole_through_cat(
+    #[case] length: usize,
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
     let input = noise(length);
-    let mut command = host.coracle(&["run", &image("busybox"), "cat"]);
-    command.stdin(Stdio::piped());
 
     let run = host
-        .start(command)
-        .finish_with_input(input.clone())
-        .expect(0);
+        .container(image)
+        .input(input.clone())
+        .command(["cat"])
+        .finish();
 
-    assert_eq!(run.stdout.len(), input.len());
-    assert_eq!(Sha256::digest(&run.stdout), Sha256::digest(&input));
+    assert_eq!(
+        (run.status, run.stdout.len()),
+        (0, length),
+        "{}",
+        run.stderr
+    );
+    assert!(run.stdout == input, "the bytes are the same");
     host.assert_clean();
 }
 
-#[test]
-fn standard_error_is_a_stream_of_its_own() {
-    let host = Host::new();
+#[rstest]
+fn standard_error_is_a_stream_of_its_own(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
+    let host = Host::with_shared_images();
 
     let run = host
-        .run(&[
-            "run",
-            &image("busybox"),
-            "sh",
-            "-c",
-            "echo out; echo err >&2; echo out2",
-        ])
+        .container(image)
+        .shell("echo out; echo err >&2; echo out2")
         .expect(0);
 
     assert_eq!(run.text(), "out\nout2");
     assert_eq!(run.stderr, "err\n");
 }
 
-#[test]
-fn output_written_just_before_the_end_is_not_lost() {
-    let host = Host::new();
+#[rstest]
+fn output_written_just_before_the_end_is_not_lost(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
 
     let run = host
-        .run(&[
-            "run",
-            &image("busybox"),
-            "sh",
-            "-c",
-            "head -c 5000000 /dev/zero; exit 7",
-        ])
+        .container(image)
+        .shell("head -c 5000000 /dev/zero; exit 7")
         .expect(7);
 
     assert_eq!(run.stdout.len(), 5_000_000);
 }
 
-#[test]
-fn container_that_reads_nothing_ends_while_input_is_left() {
-    let host = Host::new();
-    let mut command = host.coracle(&["run", &image("busybox"), "true"]);
-    command.stdin(Stdio::piped());
+#[rstest]
+fn container_that_reads_nothing_ends_while_input_is_left(
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
 
-    let run = host.start(command).finish_with_input(noise(4 << 20));
+    host.container(image)
+        .input(noise(4 << 20))
+        .command(["true"])
+        .expect(0);
 
-    run.expect(0);
     host.assert_clean();
 }
 
-#[test]
-fn output_appears_while_the_container_runs() {
-    let host = Host::new();
-    let mut command = host.coracle(&[
-        "run",
-        &image("busybox"),
-        "sh",
-        "-c",
-        "echo ready; read word; echo got $word",
-    ]);
-    command.stdin(Stdio::piped());
-    let mut run = host.start(command);
+#[rstest]
+fn output_appears_while_the_container_runs(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(image)
+        .interactive()
+        .shell("echo ready; read word; echo got $word")
+        .start();
 
     assert_eq!(run.line(), "ready");
     run.stdin().write_all(b"it\n").unwrap();
@@ -111,11 +106,15 @@ fn output_appears_while_the_container_runs() {
 #[rstest]
 #[case::interrupt(libc::SIGINT, "INT")]
 #[case::terminate(libc::SIGTERM, "TERM")]
-fn signals_go_through(#[case] signal: i32, #[case] name: &str) {
-    let host = Host::new();
+fn signals_go_through(
+    #[case] signal: i32,
+    #[case] name: &str,
+    #[values(Image::BUSYBOX, Image::DEBIAN)] image: Image,
+) {
+    let host = Host::with_shared_images();
     let script =
         format!("trap 'echo caught; exit 9' {name}; echo ready; while :; do sleep 0.1; done");
-    let mut run = host.start(host.coracle(&["run", &image("busybox"), "sh", "-c", &script]));
+    let mut run = host.container(image).shell(&script).start();
     assert_eq!(run.line(), "ready");
 
     run.signal(signal);
@@ -125,20 +124,17 @@ fn signals_go_through(#[case] signal: i32, #[case] name: &str) {
     host.assert_clean();
 }
 
-#[test]
-fn reader_that_goes_away_ends_the_writer() {
-    let host = Host::new();
-    let mut run = host.start(host.coracle(&[
-        "run",
-        &image("busybox"),
-        "sh",
-        "-c",
-        "yes; echo status $? >&2",
-    ]));
+#[rstest]
+fn reader_that_goes_away_ends_the_writer(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(image)
+        .shell("yes; echo status $? >&2")
+        .start();
     assert_eq!(run.line(), "y");
 
     let run = run.close_output().finish();
 
-    assert!(run.stderr.contains("status"), "{}", run.stderr);
+    run.says("status");
     host.assert_clean();
 }

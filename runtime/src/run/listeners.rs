@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use coracle_agent_api::{AGENT_PORT, Client, Hello, READY_PORT};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 
 use super::guest::Guest;
 use super::patience::Patience;
@@ -20,6 +21,9 @@ pub const SOCKET: &str = "vsock";
 const HELLO: usize = 1024;
 /// The most bytes of the VMM's answer to a call.
 const ANSWER: usize = 32;
+
+/// Connections of the guest that may wait to be accepted, besides one that is.
+const WAITING: i32 = 1;
 
 /// Ports of the host for the container's streams, in the order of their numbers.
 pub const STREAM_PORTS: [u32; 3] = [2000, 2001, 2002];
@@ -54,7 +58,7 @@ impl Listeners {
     pub fn bind(directory: &Path) -> Result<Self> {
         let bind = |port| {
             let path = path_of(directory, port);
-            through_descriptor(&path, UnixListener::bind)
+            through_descriptor(&path, |path| listen(&path))
                 .with_context(|| format!("cannot listen on {}", path.display()))
         };
         let [stdin, stdout, stderr] = STREAM_PORTS;
@@ -114,6 +118,16 @@ impl StreamListeners {
         }
         Ok(streams)
     }
+}
+
+/// Listens for a guest that connects once. More that it makes would wait to be accepted, and what is sent on them costs
+/// the host memory: the VMM makes no more of them than there is room for, and refuses them after a while.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (flags, address) = (SocketFlags::CLOEXEC, SocketAddrUnix::new(path)?);
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &address)?;
+    rustix::net::listen(&socket, WAITING)?;
+    Ok(socket.into())
 }
 
 fn path_of(directory: &Path, port: u32) -> PathBuf {
