@@ -128,6 +128,7 @@ unit: deps ## Run unit, property and doc tests
 doc: deps ## Build the crates' documentation
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# One test at a time in the lab: what emulates it bears one busy virtual machine well, and two not always.
 .PHONY: e2e
 e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
 	@$(STATIC) --profile agent -p coracle-tests --bin hostile-agent
@@ -136,7 +137,8 @@ e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--t
 	else \
 		$(LAB) prepare; \
 		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) \
-			--env CORACLE_HOSTILE=/payload/hostile-agent --attempts 3 --host-program --"; \
+			--env CORACLE_HOSTILE=/payload/hostile-agent --env RUST_TEST_THREADS=1 \
+			--attempts 3 --host-program --"; \
 	fi; \
 	cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS) 2>&1 | tee $(TARGET)/test-e2e.log
 

@@ -204,6 +204,7 @@ fn execute(options: &RunOptions, mut command: Command, timeout: Option<u64>) -> 
         let session_options = Options {
             deadline,
             results: options.results.clone(),
+            heartbeat: !options.machine.icount,
         };
         match session::run(&mut emulator, command.clone(), &session_options)? {
             Outcome::Exited(status) => return Ok(status),

@@ -26,6 +26,12 @@ const PIECE: usize = 32 * 1024;
 /// How long the lab may take to report on its processes.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often a lab that says nothing is asked whether it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long it may say nothing to that: the machine that emulates it may have much else to do.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// How many random bytes a restored lab gets.
 const ENTROPY: u64 = 64;
 
@@ -38,7 +44,7 @@ pub enum Outcome {
     TimedOut,
     /// This process got a signal that asks it to end.
     Interrupted,
-    /// The lab itself ended first: its kernel panicked, or the emulator did.
+    /// The lab itself ended first: its kernel panicked, or the emulator did, or it no longer answers.
     LabDied,
 }
 
@@ -49,6 +55,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// Where its results go.
     pub results: Option<PathBuf>,
+    /// Whether the lab is asked from time to time if it is alive. To answer costs it instructions.
+    pub heartbeat: bool,
 }
 
 /// What a restored lab gets so that it differs from each other restore.
@@ -98,6 +106,7 @@ pub fn run(emulator: &mut Emulator, command: Command, options: &Options) -> Resu
             .map(|_| tempfile::tempfile())
             .transpose()?,
         signals: raw.is_some().then(Signals::watch).transpose()?,
+        pulse: options.heartbeat.then(Pulse::new),
     };
     ToLab::Run(command)
         .send(&mut emulator.port)
@@ -122,6 +131,7 @@ struct Session {
     under_way: usize,
     results: Option<File>,
     signals: Option<Signals>,
+    pulse: Option<Pulse>,
 }
 
 impl Session {
@@ -138,12 +148,28 @@ impl Session {
                 self.explain(port)?;
                 return Ok(Outcome::TimedOut);
             }
+            let left = match &mut self.pulse {
+                None => left,
+                Some(pulse) => {
+                    if pulse.is_gone(port)? {
+                        eprintln!(
+                            "lab: the lab has not answered for {} s: it hangs",
+                            SILENCE.as_secs()
+                        );
+                        return Ok(Outcome::LabDied);
+                    }
+                    Some(left.unwrap_or(HEARTBEAT).min(HEARTBEAT))
+                }
+            };
             let ready = self.wait(port, left)?;
             if ready.port {
                 let mut bytes = [0; PIECE];
                 match port.read(&mut bytes).context("cannot read from the lab")? {
                     0 => return Ok(Outcome::LabDied),
                     count => self.decoder.push(&bytes[..count]),
+                }
+                if let Some(pulse) = &mut self.pulse {
+                    pulse.heard = Instant::now();
                 }
             }
             if ready.stdin {
@@ -274,6 +300,31 @@ impl Session {
     }
 }
 
+/// Whether a lab is alive.
+struct Pulse {
+    heard: Instant,
+    asked: Instant,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            heard: now,
+            asked: now,
+        }
+    }
+
+    /// Asks a lab that says nothing; whether it has not answered for too long.
+    fn is_gone(&mut self, port: &mut UnixStream) -> Result<bool> {
+        if self.heard.elapsed() >= HEARTBEAT && self.asked.elapsed() >= HEARTBEAT {
+            self.asked = Instant::now();
+            ToLab::Ping.send(port).context("cannot reach the lab")?;
+        }
+        Ok(self.heard.elapsed() >= SILENCE)
+    }
+}
+
 /// What can be read.
 struct Ready {
     port: bool,
@@ -358,5 +409,52 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         // An error means that the terminal is gone.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pulse that was heard so long ago, and the lab's end of the port it was heard at.
+    fn heard(ago: Duration) -> (Pulse, UnixStream, UnixStream) {
+        let then = Instant::now().checked_sub(ago).unwrap();
+        let (ours, lab) = UnixStream::pair().unwrap();
+        lab.set_nonblocking(true).unwrap();
+        let pulse = Pulse {
+            heard: then,
+            asked: then,
+        };
+        (pulse, ours, lab)
+    }
+
+    fn pings(lab: &mut UnixStream) -> usize {
+        let mut bytes = [0; 64];
+        let ping = ToLab::Ping.parts().1.len() + 5;
+        lab.read(&mut bytes).map_or(0, |count| count / ping)
+    }
+
+    #[test]
+    fn lab_that_speaks_is_not_asked() {
+        let (mut pulse, mut port, mut lab) = heard(HEARTBEAT / 2);
+
+        assert!(!pulse.is_gone(&mut port).unwrap());
+        assert_eq!(pings(&mut lab), 0);
+    }
+
+    #[test]
+    fn lab_that_says_nothing_is_asked_once_in_a_while() {
+        let (mut pulse, mut port, mut lab) = heard(HEARTBEAT);
+
+        assert!(!pulse.is_gone(&mut port).unwrap());
+        assert!(!pulse.is_gone(&mut port).unwrap());
+        assert_eq!(pings(&mut lab), 1);
+    }
+
+    #[test]
+    fn lab_that_does_not_answer_is_gone() {
+        let (mut pulse, mut port, _lab) = heard(SILENCE);
+
+        assert!(pulse.is_gone(&mut port).unwrap());
     }
 }
