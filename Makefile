@@ -133,14 +133,17 @@ doc: deps ## Build the crates' documentation
 e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
 	@$(STATIC) --profile agent -p coracle-tests --bin hostile-agent
 	@place=$$($(LAB) host); \
-	if [ "$$place" = direct ]; then export $(HERE) CORACLE_HOSTILE=$(HOSTILE); \
+	set -- cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS); \
+	if [ "$$place" = direct ]; then \
+		export $(HERE) CORACLE_HOSTILE=$(HOSTILE); \
+		"$$@" 2>&1 | tee $(TARGET)/test-e2e.log; \
 	else \
 		$(LAB) prepare; \
 		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) \
 			--env CORACLE_HOSTILE=/payload/hostile-agent --env RUST_TEST_THREADS=1 \
 			--attempts 3 --host-program --"; \
-	fi; \
-	cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS) 2>&1 | tee $(TARGET)/test-e2e.log
+		lab/repeat-failed.sh $(TARGET)/test-e2e.log "$$@"; \
+	fi
 
 .PHONY: bench
 bench: ## Measure what starting a guest costs, beside the floor

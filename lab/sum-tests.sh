@@ -11,8 +11,14 @@ exec awk '
     }
     programs++
 }
+# See lab/repeat-failed.sh.
+/^repeated:/ {
+    repeated += $2
+}
 END {
-    printf "total: %d passed; %d failed; %d ignored (skipped); %d test programs\n",
-        passed, failed, ignored, programs
+    passed += repeated
+    failed -= repeated
+    printf "total: %d passed; %d failed; %d ignored (skipped); %d repeated; %d test programs\n",
+        passed, failed, ignored, repeated, programs
     exit programs == 0 || failed > 0
 }' "$@"

@@ -3,6 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
 
 use coracle_agent_api::READY_PORT;
 
@@ -11,23 +13,30 @@ use crate::vsock;
 /// The first serial port.
 const SERIAL: u16 = 0x3f8;
 
-/// Connects to ports where nobody listens and to the one where the host does, and sends what the host takes.
+/// Connects to the port where the host listens and to others, without waiting for an answer, and sends what is taken.
 pub fn connections() -> io::Result<()> {
     // The host listens to the first one, which has to be silent for that.
     let _first = vsock::connect(READY_PORT)?;
+    let mut console = File::options().write(true).open("/dev/hvc0")?;
     let piece = vec![b'x'; 64 << 10];
     let mut kept = Vec::new();
-    for port in (0..).map(|port| port % 4096) {
-        // Refused, of course, unless it is somebody's.
-        let _ = vsock::connect(port);
-        let Ok(mut stream) = vsock::connect(READY_PORT) else {
-            // Out of descriptors, or the host takes no more: all anew.
-            kept.clear();
-            continue;
-        };
-        rustix::io::ioctl_fionbio(&stream, true)?;
-        while stream.write(&piece).is_ok() {}
-        kept.push(stream);
+    for port in (0..).map(|port| port % 1024) {
+        if port == 1023 {
+            // A sign that the flood goes on.
+            console.write_all(&[b'.'; 4096])?;
+        }
+        for port in [port, READY_PORT] {
+            match vsock::begin_to_connect(port) {
+                Ok(stream) => kept.push(stream),
+                // Out of descriptors.
+                Err(_) => thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        // Those that are refused, or full, make room for new ones.
+        kept.retain_mut(|stream| match stream.write(&piece) {
+            Err(error) => error.kind() == io::ErrorKind::NotConnected,
+            Ok(_) => true,
+        });
     }
     Ok(())
 }
@@ -37,10 +46,14 @@ pub fn serial_port() -> io::Result<()> {
     // SAFETY: no memory is involved; the machine has no port that could harm this process.
     unsafe { libc::iopl(3) };
     loop {
-        // SAFETY: writes a byte to a port; the line above allows it, or the process ends.
-        unsafe {
-            std::arch::asm!("out dx, al", in("dx") SERIAL, in("al") b's', options(nomem, nostack));
+        for _ in 0..256 {
+            // SAFETY: writes a byte to a port; the line above allows it, or the process ends.
+            unsafe {
+                std::arch::asm!("out dx, al", in("dx") SERIAL, in("al") b's', options(nomem, nostack));
+            }
         }
+        // An emulated host may not stand nothing but exits.
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -17,6 +17,18 @@ pub fn connect(port: u32) -> io::Result<File> {
     connect_to(HOST_CID, port)
 }
 
+/// Begins to connect to a port of the host.
+pub fn begin_to_connect(port: u32) -> io::Result<File> {
+    let socket = socket()?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    let address = address(HOST_CID, port);
+    // SAFETY: the address outlives the call and is as long as is said.
+    match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LENGTH) }) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
+    }
+}
+
 /// Calls the host, the guest and itself at each port that means something, and says which of them takes the call.
 pub fn call_all() -> io::Result<()> {
     for cid in [HOST_CID, GUEST_CID, libc::VMADDR_CID_LOCAL] {

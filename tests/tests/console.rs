@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use coracle_tests::{Host, Image, guests};
-use rstest::rstest;
 
 /// More than the host keeps, in blocks, in lines, and byte by byte.
 const LOUD_INIT: &str = "#!/bin/busybox sh
@@ -30,8 +29,8 @@ const KEPT: u64 = 1 << 20;
 /// Seconds within which all is said, and the guest has ended: many, for one that is emulated.
 const DEADLINE: u32 = 100;
 
-#[rstest]
-fn flood_of_output_ends_is_kept_within_bounds_and_shows_its_end(#[values(1, 2)] cpus: u8) {
+#[test]
+fn flood_of_output_ends_is_kept_within_bounds_and_shows_its_end() {
     let host = Host::with_shared_images();
     let initrd = host.file(
         "loud.cpio",
@@ -41,7 +40,6 @@ fn flood_of_output_ends_is_kept_within_bounds_and_shows_its_end(#[values(1, 2)] 
     let run = host
         .container(Image::BUSYBOX)
         .initrd(&initrd)
-        .cpus(cpus)
         .boot_timeout(DEADLINE)
         .command(["true"])
         .start();
