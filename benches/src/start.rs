@@ -4,7 +4,7 @@
 use std::io::{PipeReader, pipe};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::Cli;
 use crate::count::{Passed, to_first_byte};
@@ -20,11 +20,17 @@ const RUN_RATIO: f64 = 1.25;
 /// Milliseconds of the VMM role from exec to a tiny guest's first exit, at most.
 const TINY_MILLISECONDS: f64 = 3.0;
 
+/// How often a subject is started that hangs.
+const ATTEMPTS: u32 = 4;
+
+/// Makes the command that is measured, and the pipe of its output.
+type Subject<'s> = dyn Fn() -> Result<(Command, PipeReader)> + 's;
+
 /// Instruction counts, in millions.
 pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
     let guests = Guests::new(&cli.guest)?;
     let millions = |passed: &Passed| passed.ticks as f64 / 1e6;
-    let count = |what: &str, subject: &dyn Fn() -> Result<(Command, PipeReader)>| {
+    let count = |what: &str, subject: &Subject<'_>| {
         eprintln!("bench: {what}, {} times", cli.rounds);
         repeat(cli.rounds, subject, &millions)
     };
@@ -108,14 +114,10 @@ pub fn milliseconds(cli: &Cli) -> Result<Vec<Row>> {
     let mut figures = (Vec::new(), Vec::new());
     // In turns, so that what else the machine does is shared out evenly.
     for _ in 0..rounds {
-        let (command, output) = guests.floor(&cli.floor, Guest::Tiny)?;
-        figures
-            .0
-            .push(milliseconds(&to_first_byte(command, output)?));
-        let (command, output) = guests.vmm(&cli.coracle, Guest::Tiny)?;
-        figures
-            .1
-            .push(milliseconds(&to_first_byte(command, output)?));
+        let floor = once(&|| guests.floor(&cli.floor, Guest::Tiny))?;
+        figures.0.push(milliseconds(&floor));
+        let ours = once(&|| guests.vmm(&cli.coracle, Guest::Tiny))?;
+        figures.1.push(milliseconds(&ours));
     }
     let (floor, ours) = (median(figures.0), median(figures.1));
     let row = |name, figure, bound| Row {
@@ -130,16 +132,21 @@ pub fn milliseconds(cli: &Cli) -> Result<Vec<Row>> {
     ])
 }
 
-fn repeat(
-    rounds: usize,
-    subject: &dyn Fn() -> Result<(Command, PipeReader)>,
-    figure: &dyn Fn(&Passed) -> f64,
-) -> Result<f64> {
+fn repeat(rounds: usize, subject: &Subject<'_>, figure: &dyn Fn(&Passed) -> f64) -> Result<f64> {
     let figures: Result<Vec<_>> = (0..rounds.max(1))
-        .map(|_| {
-            let (command, output) = subject()?;
-            Ok(figure(&to_first_byte(command, output)?))
-        })
+        .map(|_| Ok(figure(&once(subject)?)))
         .collect();
     Ok(median(figures?))
+}
+
+/// Measures a subject once. One that hangs is started anew, which is told.
+fn once(subject: &Subject<'_>) -> Result<Passed> {
+    for attempt in 1..=ATTEMPTS {
+        let (command, output) = subject()?;
+        if let Some(passed) = to_first_byte(command, output)? {
+            return Ok(passed);
+        }
+        eprintln!("bench: repeated: nothing came of attempt {attempt} of {ATTEMPTS}");
+    }
+    bail!("a program says nothing, however often it is started")
 }
