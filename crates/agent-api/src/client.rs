@@ -6,7 +6,7 @@
 //! whatever else it waits for, and nothing wakes it up before.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
 use std::marker::PhantomData;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use protobuf::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, read, retry_on_intr};
+use rustix::net::{SendFlags, send};
 use thiserror::Error;
 use ttrpc::proto::{
     Code, MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response,
@@ -94,12 +95,6 @@ pub enum CallError {
     /// The connection failed.
     #[error("the connection to the guest's agent failed")]
     Connection(#[from] io::Error),
-}
-
-impl From<Errno> for CallError {
-    fn from(errno: Errno) -> Self {
-        Self::Connection(errno.into())
-    }
 }
 
 impl Client {
@@ -197,10 +192,8 @@ impl Client {
                 return Err(CallError::TimedOut(timeout));
             }
             let mut descriptors = [PollFd::new(&self.stream, self.interest())];
-            match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            let left = Timespec::try_from(left).ok();
+            retry_on_intr(|| poll(&mut descriptors, left.as_ref())).map_err(lost)?;
         }
     }
 
@@ -223,12 +216,11 @@ impl Client {
                 return Ok(self.calls.swap_remove(index).answer);
             }
             let mut piece = [0; PIECE];
-            match self.stream.read(&mut piece) {
+            match retry_on_intr(|| read(&self.stream, &mut piece)) {
                 Ok(0) => return Err(CallError::HungUp),
                 Ok(length) => self.incoming.extend(&piece[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(error)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(lost(errno)),
             }
         }
     }
@@ -265,11 +257,11 @@ impl Client {
     /// Writes as much as the agent takes.
     fn flush(&mut self) -> Result<(), CallError> {
         while !self.outgoing.is_empty() {
-            match self.stream.write(&self.outgoing) {
+            let written = retry_on_intr(|| send(&self.stream, &self.outgoing, SendFlags::NOSIGNAL));
+            match written {
                 Ok(length) => drop(self.outgoing.drain(..length)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(error)),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) => return Err(lost(errno)),
             }
         }
         Ok(())
@@ -293,10 +285,10 @@ fn result<R: Message>(response: Response) -> Result<R, CallError> {
 }
 
 /// A failure of the stream: an agent that is gone shows in several ways.
-fn lost(error: io::Error) -> CallError {
-    match error.kind() {
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => CallError::HungUp,
-        _ => CallError::Connection(error),
+fn lost(errno: Errno) -> CallError {
+    match errno {
+        Errno::PIPE | Errno::CONNRESET => CallError::HungUp,
+        _ => CallError::Connection(errno.into()),
     }
 }
 

@@ -16,6 +16,7 @@ use coracle_agent_api::messages::{
 use coracle_agent_api::{
     ANSWER_MAX, Agent, AgentError, CallError, Client, ErrorKind, methods, ttrpc,
 };
+use protobuf::Message;
 use rstest::rstest;
 use rustix::event::{PollFd, poll};
 
@@ -208,6 +209,52 @@ fn result_of_another_kind_is_refused() {
     let error = answered(&[frame(3, 1, RESPONSE), vec![0x12, 1, 0xff]].concat());
 
     assert!(matches!(error, CallError::Answer(_)), "{error:?}");
+}
+
+#[test]
+fn refusal_of_another_service_leaves_the_connection_whole() {
+    let (mut client, mut guest) = pair();
+    let refusal = ttrpc::Response {
+        status: Some(ttrpc::get_status(
+            ttrpc::Code::UNIMPLEMENTED,
+            "no such method",
+        ))
+        .into(),
+        ..Default::default()
+    };
+    let refusal = refusal.write_to_bytes().unwrap();
+    for call in [1, 3] {
+        guest
+            .write_all(&[frame(refusal.len(), call, RESPONSE), refusal.clone()].concat())
+            .unwrap();
+        // The second is answered as the first was.
+        let error = client.call(&CheckRequest::new(), SOON).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the guest refuses the call with code 12: no such method"
+        );
+    }
+}
+
+#[test]
+fn guest_that_goes_with_the_request_unread_has_hung_up() {
+    let (mut client, guest) = pair();
+    let call = client.send(&CheckRequest::new()).unwrap();
+    drop(guest);
+
+    let error = client.take(&call).unwrap_err();
+
+    assert!(matches!(error, CallError::HungUp), "{error:?}");
+}
+
+#[test]
+fn calls_are_told_apart_by_their_numbers() {
+    let (mut client, _guest) = pair();
+
+    let calls = [(); 2].map(|()| client.send(&CheckRequest::new()).unwrap());
+
+    assert_eq!(format!("{calls:?}"), "[Pending(1), Pending(3)]");
 }
 
 #[test]
