@@ -5,19 +5,16 @@
 //! waits for ever when one is.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_devices::console::Console;
 use coracle_devices::rng::Rng;
 use coracle_memory::GuestAddress;
-use coracle_virtio::testing::{Driver, activate, interrupt, memory};
-use coracle_virtio::{
-    Interrupt, MmioTransport, VirtioDevice, Worker, WorkerError, WorkerId, Workers, features,
-};
-use event_manager::{EventManager, SubscriberOps};
+use coracle_virtio::testing::{Driver, OneThread, activate, interrupt, memory};
+use coracle_virtio::{Interrupt, MmioTransport, VirtioDevice, features};
 use rstest::rstest;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::poll::PollContext;
@@ -28,8 +25,6 @@ const ROOM: u64 = 1 << 16;
 
 /// After this long without progress, a kick or an interrupt was lost.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often the worker's thread looks whether it is to end. Wakes no worker.
-const ROUND: i32 = 20;
 
 const BUFFERS: usize = 48_000;
 /// The console's queue for output.
@@ -38,35 +33,6 @@ const TEXT: &[u8] = b"0123456789abcdef";
 
 /// One test at a time, or its two threads would seldom run at once.
 static TURN: Mutex<()> = Mutex::new(());
-
-/// Runs one worker on a thread of its own.
-#[derive(Default)]
-struct OneThread {
-    stop: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Workers for OneThread {
-    fn start(&self, worker: Worker) -> Result<WorkerId, WorkerError> {
-        let stop = Arc::clone(&self.stop);
-        let thread = thread::spawn(move || {
-            let mut events = EventManager::new().unwrap();
-            events.add_subscriber(worker);
-            while !stop.load(Ordering::Relaxed) {
-                events.run_with_timeout(ROUND).unwrap();
-            }
-        });
-        *self.thread.lock().unwrap() = Some(thread);
-        Ok(WorkerId(0))
-    }
-
-    fn stop(&self, _: WorkerId) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.lock().unwrap().take() {
-            thread.join().unwrap();
-        }
-    }
-}
 
 /// How the driver learns that its buffers were used.
 #[derive(Clone, Copy, PartialEq)]

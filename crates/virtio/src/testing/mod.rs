@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The other sides of a device, for its tests and fuzz targets: a [`Driver`] that puts a ring
-//! into guest memory, one that brings a transport up ([`activate`]), and [`LocalWorkers`] that
-//! run a worker without a thread.
+//! into guest memory, one that brings a transport up ([`activate`]), and [`LocalWorkers`] and
+//! [`OneThread`], which run a worker without a thread and on one.
 //!
 //! Behind the feature `testing`. What can go wrong through hostile input is an error here, so
 //! that a fuzz target can go on; what can only go wrong on a broken host panics.
 
 mod driver;
 mod mmio;
+mod one_thread;
 mod workers;
 
 use coracle_memory::{GuestAddress, GuestMemory};
@@ -16,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::Interrupt;
 pub use driver::{Driver, DriverError, Used};
 pub use mmio::{activate, read_register, set_up_queue, write_register};
+pub use one_thread::OneThread;
 pub use workers::LocalWorkers;
 
 /// A nonblocking eventfd.

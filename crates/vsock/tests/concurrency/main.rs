@@ -15,50 +15,18 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use coracle_memory::GuestAddress;
-use coracle_virtio::testing::{Driver, activate, interrupt, memory};
-use coracle_virtio::{MmioTransport, Worker, WorkerError, WorkerId, Workers, features};
+use coracle_virtio::testing::{Driver, OneThread, activate, interrupt, memory};
+use coracle_virtio::{MmioTransport, features};
 use coracle_vsock::{Limits, VsockDevice};
-use event_manager::{EventManager, SubscriberOps};
 use rstest::rstest;
 
 use linux::{CID, FIRST_PORT, Guest, Kernel, PART, Program};
 
 /// After this long without a byte, something was lost.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often the worker's thread looks whether it is to end. Wakes no worker.
-const ROUND: i32 = 20;
 
 /// One test at a time, or the threads of each would seldom run at once.
 static TURN: Mutex<()> = Mutex::new(());
-
-/// Runs one worker on a thread of its own.
-#[derive(Default)]
-struct OneThread {
-    stop: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Workers for OneThread {
-    fn start(&self, worker: Worker) -> Result<WorkerId, WorkerError> {
-        let stop = Arc::clone(&self.stop);
-        let thread = thread::spawn(move || {
-            let mut events = EventManager::new().unwrap();
-            events.add_subscriber(worker);
-            while !stop.load(Ordering::Relaxed) {
-                events.run_with_timeout(ROUND).unwrap();
-            }
-        });
-        *self.thread.lock().unwrap() = Some(thread);
-        Ok(WorkerId(0))
-    }
-
-    fn stop(&self, _: WorkerId) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.lock().unwrap().take() {
-            thread.join().unwrap();
-        }
-    }
-}
 
 /// How a program of the host treats its socket.
 #[derive(Clone, Copy)]
