@@ -54,19 +54,19 @@ fn directory_is_made_in_the_image_or_not_at_all(
 ) {
     let host = Host::with_shared_images();
     let victim = Victim::new(&host);
-    let tree = tree_with_link(&host, "work", &victim, upwards, is_there);
+    let tree = tree_with_link(&host, "linked", &victim, upwards, is_there);
 
     let run = host
         .container_on(&tree)
-        .workdir("/work/made")
-        .shell("test -d /work/made")
+        .workdir("/linked/made")
+        .shell("test -d /linked/made")
         .finish();
 
     if is_there {
         run.expect(0);
     } else {
         run.expect(125)
-            .says_once(&["working directory", "/work/made"]);
+            .says_once(&["working directory", "/linked/made"]);
     }
     victim.assert_unharmed();
     host.assert_clean();
