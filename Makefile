@@ -20,6 +20,12 @@ TESTS ?= --test '*'
 # `release` for what is measured, `lab` for what is only tested.
 PROFILE ?= lab
 
+# Where `make install` puts things, and for which root; the time that a package's files bear.
+PREFIX ?= /usr
+DESTDIR ?=
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+export PREFIX DESTDIR SOURCE_DATE_EPOCH
+
 CARGO_FUZZ_VERSION := 0.13.2
 TARPAULIN_VERSION := 0.37.5
 
@@ -30,6 +36,9 @@ IMAGES := $(CORACLE_CACHE)/images
 CORACLE := $(TARGET)/$(TRIPLE)/$(PROFILE)/coracle
 AGENT := $(TARGET)/$(TRIPLE)/agent/coracle-agent
 HOSTILE := $(TARGET)/$(TRIPLE)/agent/hostile-agent
+# Man pages and completions, laid out as /usr/share.
+SHARE := $(TARGET)/share
+BUILT := CORACLE=$(CORACLE) GUEST=$(GUEST) SHARE=$(SHARE)
 
 # What runs virtual machines finds its parts by these variables: here, or handed into the lab.
 HERE := CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
@@ -69,8 +78,38 @@ guest: programs runtime ## Build the guest's kernel and initial file system
 	@mkdir -p $(GUEST)
 	@kernel=$$($(LAB) kernel); \
 	$(GUEST_TOOL) vmlinux --vmlinuz "$$(echo "$$kernel"/boot/vmlinuz-*)" --output $(GUEST)/vmlinux; \
-	$(GUEST_TOOL) initramfs --agent $(AGENT) --modules "$$(echo "$$kernel"/lib/modules/*)" \
-		--output $(GUEST)/initramfs.cpio
+	modules=$$(echo "$$kernel"/lib/modules/*); \
+	$(GUEST_TOOL) initramfs --agent $(AGENT) --modules "$$modules" --output $(GUEST)/initramfs.cpio; \
+	$(GUEST_TOOL) modules --modules "$$modules" --output $(GUEST)/modules
+
+.PHONY: man
+man: deps ## Write the man pages and shell completions
+	@$(STATIC) --profile $(PROFILE) -p coracle-packaging
+	@rm -rf $(SHARE)
+	@$(TARGET)/$(TRIPLE)/$(PROFILE)/coracle-packaging $(SHARE)
+
+# Built optimised, whatever tests are run with.
+.PHONY: install
+install: ## Build everything and install it (PREFIX=/usr DESTDIR=)
+	@$(MAKE) guest man PROFILE=release
+	@$(MAKE) install-only PROFILE=release
+
+.PHONY: install-only
+install-only:
+	@$(BUILT) packaging/install.sh install
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` has installed
+	@packaging/install.sh uninstall
+
+.PHONY: deb
+deb: ## Build everything and make a Debian package of it
+	@$(MAKE) guest man PROFILE=release
+	@$(MAKE) deb-only PROFILE=release
+
+.PHONY: deb-only
+deb-only:
+	@$(BUILT) packaging/deb/build.sh $(TARGET)/deb
 
 .PHONY: images
 images: programs ## Make the test images

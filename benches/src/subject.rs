@@ -93,17 +93,14 @@ impl Guests {
             descriptors.push(File::open(initrd)?.into());
         }
         let config = Config {
-            vcpus: 1,
-            memory_mib: MEMORY,
-            kernel: 4,
             initrd: self.initrd(guest).map(|_| 8),
             cmdline: COMMAND_LINE.into(),
             console_log: Some(6),
             serial_log: Some(5),
-            fs: Vec::new(),
             vsock: Some(Vsock { cid: 3, uds }),
             rng: true,
             network: Some(7),
+            ..Config::new(1, MEMORY, 4)
         };
         let mut text = serde_json::to_vec(&config)?;
         text.push(b'\n');

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use arbitrary::Arbitrary;
-use coracle_agent_api::messages::{CheckRequest, WaitContainerRequest};
+use coracle_agent_api::messages::{CheckRequest, WaitProcessRequest};
 use coracle_agent_api::{CallError, Client, Pending};
 use libfuzzer_sys::fuzz_target;
 
@@ -34,7 +34,7 @@ enum Step<'i> {
 
 enum Call {
     Check(Pending<CheckRequest>),
-    Wait(Pending<WaitContainerRequest>),
+    Wait(Pending<WaitProcessRequest>),
 }
 
 impl Call {
@@ -75,7 +75,7 @@ fuzz_target!(|steps: Vec<Step<'_>>| {
                 continue;
             }
             Step::Wait => {
-                let Ok(call) = client.send(&WaitContainerRequest::new()) else {
+                let Ok(call) = client.send(&WaitProcessRequest::new()) else {
                     return;
                 };
                 calls.push((Call::Wait(call), false));

@@ -24,7 +24,111 @@ use tar::{block, record};
 #[derive(Arbitrary, Debug)]
 enum Archive<'i> {
     Layout(Layout<'i>),
+    Docker(Docker<'i>),
     Bytes(&'i [u8]),
+}
+
+/// What `docker save` writes, or nearly.
+#[derive(Arbitrary, Debug)]
+struct Docker<'i> {
+    images: Vec<SavedImage<'i>>,
+    /// A list of images of any form.
+    manifest: Option<&'i [u8]>,
+    /// Other names of layers: links, symbolic or not, to what a name leads to.
+    links: Vec<(u8, bool, SavedName)>,
+    broken: Vec<(u16, u8)>,
+    cut: Option<u16>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct SavedImage<'i> {
+    tags: Vec<Tag>,
+    platform: Platform,
+    config: Option<&'i [u8]>,
+    layers: Vec<(&'i [u8], Option<SavedName>)>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum SavedName {
+    Layer(u8),
+    Link(u8),
+    Any(String),
+}
+
+impl SavedName {
+    fn text(&self) -> String {
+        match self {
+            Self::Layer(number) => format!("{number}/layer.tar"),
+            Self::Link(number) => format!("link{number}"),
+            Self::Any(text) => text.clone(),
+        }
+    }
+}
+
+impl Docker<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        let mut writer = Writer {
+            lies: &[],
+            digests: Vec::new(),
+            stream: Vec::new(),
+        };
+        let (mut list, mut count) = (Vec::new(), 0);
+        for (number, image) in self.images.iter().take(4).enumerate() {
+            let (mut names, mut diff_ids) = (Vec::new(), Vec::new());
+            for (content, name) in image.layers.iter().take(4) {
+                let own = format!("{count}/layer.tar");
+                count += 1;
+                writer.file(&own, content);
+                diff_ids.push(Digest::of(Algorithm::Sha256, content).to_string());
+                names.push(name.as_ref().map_or(own, SavedName::text));
+            }
+            let mut config = json!({"rootfs": {"diff_ids": diff_ids}});
+            image.platform.write(&mut config);
+            let name = format!("{number}.json");
+            match image.config {
+                Some(any) => writer.file(&name, any),
+                None => writer.file(&name, config.to_string().as_bytes()),
+            }
+            let tags: Vec<&str> = image.tags.iter().filter_map(Tag::text).collect();
+            list.push(json!({"Config": name, "RepoTags": tags, "Layers": names}));
+        }
+        for (number, is_symbolic, target) in self.links.iter().take(8) {
+            let (kind, name) = (
+                if *is_symbolic { b'2' } else { b'1' },
+                format!("link{number}"),
+            );
+            let target = target.text();
+            block(
+                &mut writer.stream,
+                kind,
+                name.as_bytes(),
+                target.as_bytes(),
+                0,
+                b"",
+                None,
+            );
+        }
+        match self.manifest {
+            Some(any) => writer.file("manifest.json", any),
+            None => writer.file("manifest.json", json!(list).to_string().as_bytes()),
+        }
+        damaged(writer.stream, &self.broken, self.cut)
+    }
+}
+
+/// A whole archive, with some bytes changed.
+fn damaged(mut bytes: Vec<u8>, broken: &[(u16, u8)], cut: Option<u16>) -> Vec<u8> {
+    // Two empty blocks end an archive.
+    bytes.resize(bytes.len() + 1024, 0);
+    for (at, byte) in broken {
+        if let Some(target) = bytes.get_mut(usize::from(*at)) {
+            *target = *byte;
+        }
+    }
+    if let Some(cut) = cut {
+        bytes.truncate(cut.into());
+    }
+    bytes
 }
 
 #[derive(Arbitrary, Debug)]
@@ -274,18 +378,7 @@ impl Layout<'_> {
             };
             writer.file(name, content);
         }
-        // Two empty blocks end an archive.
-        let mut bytes = writer.stream;
-        bytes.resize(bytes.len() + 1024, 0);
-        for (at, byte) in &self.broken {
-            if let Some(target) = bytes.get_mut(usize::from(*at)) {
-                *target = *byte;
-            }
-        }
-        if let Some(cut) = self.cut {
-            bytes.truncate(cut.into());
-        }
-        bytes
+        damaged(writer.stream, &self.broken, self.cut)
     }
 }
 
@@ -326,6 +419,7 @@ fuzz_target!(|input: (Archive<'_>, Tag)| {
     let (archive, tag) = input;
     let bytes = match archive {
         Archive::Layout(layout) => layout.bytes(),
+        Archive::Docker(docker) => docker.bytes(),
         Archive::Bytes(bytes) => bytes.to_vec(),
     };
     FILE.set_len(0).expect("an empty file");

@@ -35,7 +35,7 @@ fuzz_target!(|input: Input<'_>| {
         workdir: input.workdir,
         user: input.user,
         hostname: input.hostname,
-        terminal: false,
+        terminal: None,
     };
     let volumes: Vec<Volume> = input
         .volumes

@@ -75,6 +75,7 @@ impl Name {
 enum Kind {
     File,
     OldFile,
+    OldSparse,
     HardLink,
     Symlink,
     Device,
@@ -94,6 +95,74 @@ struct Item {
     /// A byte of the header to be changed before its checksum is made.
     change: Option<(u16, u8)>,
     with_pax: bool,
+    sparse: Option<Sparse>,
+}
+
+/// A map of a sparse file; mostly one that is honoured.
+#[derive(Arbitrary, Clone, Debug)]
+struct Sparse {
+    format: SparseFormat,
+    /// Bytes between parts, and bytes of parts.
+    parts: Vec<(u16, u8)>,
+    size: Option<u64>,
+    lie: Option<(u8, u64)>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum SparseFormat {
+    Records,
+    Map,
+    New,
+}
+
+impl Sparse {
+    /// Records of a pax header, and the content.
+    fn write(&self, name: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let (mut numbers, mut end, mut content) = (Vec::new(), 0, Vec::new());
+        for (gap, length) in self.parts.iter().take(60) {
+            let (gap, length) = (u64::from(*gap), usize::from(*length));
+            numbers.extend([end + gap, length as u64]);
+            end += gap + length as u64;
+            content.resize(content.len() + length, b'x');
+        }
+        if let Some((at, value)) = self.lie
+            && let Some(number) = numbers.get_mut(usize::from(at))
+        {
+            *number = value;
+        }
+        let size = self.size.unwrap_or(end).to_string();
+        let texts: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        let mut records = match self.format {
+            SparseFormat::Records => {
+                let keys = ["GNU.sparse.offset", "GNU.sparse.numbytes"]
+                    .into_iter()
+                    .cycle();
+                let pairs = keys.zip(&texts);
+                pairs
+                    .flat_map(|(key, text)| record(key, text.as_bytes()))
+                    .collect()
+            }
+            SparseFormat::Map => record("GNU.sparse.map", texts.join(",").as_bytes()),
+            SparseFormat::New => {
+                let mut map = format!("{}\n", texts.len() / 2).into_bytes();
+                map.extend(
+                    texts
+                        .iter()
+                        .flat_map(|text| format!("{text}\n").into_bytes()),
+                );
+                map.resize(map.len().next_multiple_of(512), 0);
+                content = [map, content].concat();
+                [
+                    record("GNU.sparse.major", b"1"),
+                    record("GNU.sparse.minor", b"0"),
+                ]
+                .concat()
+            }
+        };
+        records.extend(record("GNU.sparse.size", size.as_bytes()));
+        records.extend(record("GNU.sparse.name", name));
+        (records, content)
+    }
 }
 
 #[derive(Arbitrary, Debug)]
@@ -105,6 +174,20 @@ struct Input {
 impl Item {
     fn write(&self, stream: &mut Vec<u8>) {
         let (name, link) = (self.name.bytes(), self.link.bytes());
+        if let Some(sparse) = &self.sparse {
+            let (records, content) = sparse.write(&name);
+            block(stream, b'x', b"pax", b"", 0, &records, None);
+            block(
+                stream,
+                b'0',
+                b"sparse",
+                b"",
+                self.mode,
+                &content,
+                self.change,
+            );
+            return;
+        }
         if self.with_pax {
             let records = [
                 record("path", &name),
@@ -118,6 +201,8 @@ impl Item {
         let (kind, content): (u8, &[u8]) = match self.kind {
             Kind::File => (b'0', &self.content),
             Kind::OldFile => (0, &self.content),
+            // Its map is the tail of a header that is not filled in: one hole.
+            Kind::OldSparse => (b'S', &self.content),
             Kind::HardLink => (b'1', b""),
             Kind::Symlink => (b'2', b""),
             Kind::Device => (b'3', b""),
@@ -158,6 +243,7 @@ fuzz_target!(|input: Input| {
     let options = Options {
         limits,
         ownership: Ownership::Caller,
+        ..Options::default()
     };
     let opened = File::open(&root).expect("the root can be opened");
     let mut applier = Applier::new(opened.into(), options);

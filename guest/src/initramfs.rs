@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's initial file system: the agent as `/init`, and the modules that it loads first.
+//! The guest's initial file system: the agent as `/init`, the modules that it loads first, and those that it loads where a
+//! device wants them.
 
 use std::io::{self, Write};
 
@@ -8,6 +9,7 @@ use object::{Endianness, elf};
 use thiserror::Error;
 
 use crate::cpio::Archive;
+use crate::index::{INDEX, index};
 use crate::modules::Module;
 
 /// Where the agent looks for the order in which it loads modules: one file name a line, of files in the same directory.
@@ -33,6 +35,20 @@ pub enum InitramfsError {
 ///
 /// [`InitramfsError`]: the agent could not run in a guest, or the output failed.
 pub fn write(output: impl Write, agent: &[u8], modules: &[Module]) -> Result<(), InitramfsError> {
+    write_with_drivers(output, agent, modules, &[])
+}
+
+/// As [`write()`], with modules that the agent loads only where there is a device for them.
+///
+/// # Errors
+///
+/// [`InitramfsError`]: the agent could not run in a guest, or the output failed.
+pub fn write_with_drivers(
+    output: impl Write,
+    agent: &[u8],
+    modules: &[Module],
+    drivers: &[Module],
+) -> Result<(), InitramfsError> {
     check_static(agent)?;
     let mut archive = Archive::new(output);
     // What is open before the agent can mount anything: the kernel gives it the console. There is none before its driver is
@@ -44,15 +60,25 @@ pub fn write(output: impl Write, agent: &[u8], modules: &[Module]) -> Result<(),
     archive.directory("sys", 0o555)?;
     archive.directory("run", 0o755)?;
     archive.file("init", 0o755, agent)?;
-    archive.directory("modules", 0o755)?;
-    let mut order = String::new();
-    for module in modules {
-        let file = format!("{}.ko", module.name);
-        archive.file(&format!("modules/{file}"), 0o644, &module.image)?;
-        order.push_str(&file);
-        order.push('\n');
+    // A kernel that needs none has nothing to look at either.
+    if !(modules.is_empty() && drivers.is_empty()) {
+        archive.directory("modules", 0o755)?;
     }
-    archive.file(ORDER, 0o644, order.as_bytes())?;
+    for module in modules.iter().chain(drivers) {
+        let file = format!("modules/{}.ko", module.name);
+        archive.file(&file, 0o644, &module.image)?;
+    }
+    if !modules.is_empty() {
+        let order: String = modules
+            .iter()
+            .map(|module| format!("{}.ko\n", module.name))
+            .collect();
+        archive.file(ORDER, 0o644, order.as_bytes())?;
+    }
+    if !drivers.is_empty() {
+        let file = format!("modules/{INDEX}");
+        archive.file(&file, 0o644, index(drivers).as_bytes())?;
+    }
     archive.finish()?;
     Ok(())
 }
@@ -83,6 +109,8 @@ mod tests {
             .map(|name| Module {
                 name: name.to_owned(),
                 image: module_image(""),
+                dependencies: Vec::new(),
+                aliases: Vec::new(),
             })
             .to_vec()
     }
@@ -105,6 +133,29 @@ mod tests {
 
         let archive = String::from_utf8_lossy(&archive);
         assert!(archive.contains("virtio.ko\nvirtio_ring.ko\n"));
+    }
+
+    #[test]
+    fn drivers_are_packed_and_not_in_the_order() {
+        let modules = modules();
+        let (loaded, drivers) = modules.split_at(1);
+        let mut archive = Vec::new();
+
+        write_with_drivers(&mut archive, &executable_image(false), loaded, drivers).unwrap();
+
+        let archive = String::from_utf8_lossy(&archive);
+        assert!(archive.contains("virtio_ring.ko\t\t\n"));
+        assert!(archive.contains("virtio.ko\n"));
+        assert!(!archive.contains("virtio.ko\nvirtio_ring.ko\n"));
+    }
+
+    #[test]
+    fn initramfs_without_modules_has_no_place_for_them() {
+        let mut archive = Vec::new();
+
+        write(&mut archive, &executable_image(false), &[]).unwrap();
+
+        assert!(!String::from_utf8_lossy(&archive).contains("modules"));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use coracle_guest::modules::{ModuleTree, REQUIRED};
+use coracle_guest::index::{INDEX, index};
+use coracle_guest::modules::{ModuleTree, OF_DEVICES, OF_WORKLOADS, REQUIRED};
 use coracle_guest::{initramfs, vmlinuz};
 
 /// Makes what a guest starts from: its initial file system and its kernel
@@ -34,6 +35,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Collect the kernel modules that containers may want, for the guest to load from the share when they do
+    Modules {
+        /// Directory of the kernel's modules, such as /lib/modules/6.1.0-amd64
+        #[arg(long, value_name = "DIR")]
+        modules: PathBuf,
+        /// A module to collect beside the usual ones; may be given more than once
+        #[arg(long, value_name = "NAME")]
+        module: Vec<String>,
+        /// Directory to write, of nothing else
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
     /// Take the uncompressed kernel out of a bzImage
     Vmlinux {
         /// The bzImage
@@ -54,26 +67,46 @@ fn main() -> Result<()> {
             output,
         } => {
             let agent_file = read(&agent)?;
-            let modules = match modules {
+            let (modules, drivers) = match modules {
                 // A kernel that needs no modules has none to offer.
-                None => Vec::new(),
-                Some(directory) => ModuleTree::open(&directory)?.resolve(
-                    REQUIRED
-                        .into_iter()
-                        .chain(module.iter().map(String::as_str)),
-                )?,
+                None => (Vec::new(), Vec::new()),
+                Some(directory) => {
+                    let tree = ModuleTree::open(&directory)?;
+                    let asked = module.iter().map(String::as_str);
+                    let modules = tree.resolve(REQUIRED.into_iter().chain(asked))?;
+                    let drivers = tree.resolve_present(&OF_DEVICES, &modules)?;
+                    (modules, drivers)
+                }
             };
             let mut archive = Vec::new();
-            initramfs::write(&mut archive, &agent_file, &modules)
+            initramfs::write_with_drivers(&mut archive, &agent_file, &modules, &drivers)
                 .with_context(|| format!("cannot use the agent {}", agent.display()))?;
             replace(&output, &archive)
         }
+        Command::Modules {
+            modules,
+            module,
+            output,
+        } => collect(&modules, &module, &output),
         Command::Vmlinux { vmlinuz, output } => {
             let kernel = vmlinuz::extract(&read(&vmlinuz)?)
                 .with_context(|| format!("cannot use the kernel image {}", vmlinuz.display()))?;
             replace(&output, &kernel)
         }
     }
+}
+
+/// Writes the modules that containers may want, and their index last.
+fn collect(directory: &Path, asked: &[String], output: &Path) -> Result<()> {
+    let tree = ModuleTree::open(directory)?;
+    let mut modules = tree.resolve(asked.iter().map(String::as_str))?;
+    let patterns: Vec<_> = OF_WORKLOADS.into_iter().chain(OF_DEVICES).collect();
+    modules.extend(tree.resolve_present(&patterns, &modules)?);
+    fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
+    for module in &modules {
+        replace(&output.join(format!("{}.ko", module.name)), &module.image)?;
+    }
+    replace(&output.join(INDEX), index(&modules).as_bytes())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

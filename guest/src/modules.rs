@@ -26,6 +26,56 @@ pub const REQUIRED: [&str; 6] = [
     "virtiofs",
 ];
 
+/// Drivers of devices that a guest may have: packed with the required ones, loaded where there is such a device.
+pub const OF_DEVICES: [&str; 2] = ["virtio_net", "virtio_blk"];
+
+/// What containers may want of a kernel that has it as modules: file systems of disks, networks in networks, packet filters.
+/// A `*` at the end stands for any rest.
+pub const OF_WORKLOADS: [&str; 42] = [
+    "ext4",
+    "xfs",
+    "erofs",
+    "btrfs",
+    "squashfs",
+    "isofs",
+    "vfat",
+    "overlay",
+    "cuse",
+    "loop",
+    "tun",
+    "tap",
+    "veth",
+    "dummy",
+    "bridge",
+    "br_netfilter",
+    "macvlan",
+    "macvtap",
+    "ipvlan",
+    "8021q",
+    "vxlan",
+    "vrf",
+    "wireguard",
+    "nf_tables",
+    "nft_*",
+    "nf_conntrack*",
+    "nf_nat*",
+    "nf_log*",
+    "nf_reject*",
+    "nfnetlink*",
+    "x_tables",
+    "xt_*",
+    "ip_tables",
+    "iptable_*",
+    "ipt_*",
+    "ip6_tables",
+    "ip6table_*",
+    "ip6t_*",
+    "ip_set*",
+    "arp_tables",
+    "sch_*",
+    "inet_diag",
+];
+
 /// The largest module that is taken. The largest of a distribution have about 10 MiB.
 const MODULE_MAX: usize = 64 << 20;
 
@@ -36,6 +86,18 @@ pub struct Module {
     pub name: String,
     /// Its ELF file, without what [`slim`] takes out.
     pub image: Vec<u8>,
+    /// The modules that it cannot do without.
+    pub dependencies: Vec<String>,
+    /// What it is asked for by, other than its name: patterns for devices, file systems and the like.
+    pub aliases: Vec<String>,
+}
+
+/// What a module says of itself.
+struct Information {
+    dependencies: Vec<String>,
+    aliases: Vec<String>,
+    /// What it does better with.
+    soft_dependencies: Vec<String>,
 }
 
 /// The modules of one kernel: a directory such as `/lib/modules/6.1.0-amd64`.
@@ -123,22 +185,49 @@ impl ModuleTree {
         &self,
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<Vec<Module>, ModuleError> {
-        let mut order = Vec::new();
-        let mut seen = BTreeSet::new();
+        let mut walk = Walk::default();
         for name in names {
-            self.visit(&canonical(name), None, &mut seen, &mut order)?;
+            self.visit(&canonical(name), None, &mut walk)?;
         }
-        Ok(order)
+        Ok(walk.order)
+    }
+
+    /// As [`Self::resolve`], of those that the kernel has, by patterns that may end in a `*`; with what they do better with.
+    /// Those of `without` are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`ModuleError`] names the module that cannot be used.
+    pub fn resolve_present(
+        &self,
+        patterns: &[&str],
+        without: &[Module],
+    ) -> Result<Vec<Module>, ModuleError> {
+        let mut walk = Walk {
+            seen: without.iter().map(|module| module.name.clone()).collect(),
+            with_soft_dependencies: true,
+            ..Walk::default()
+        };
+        for pattern in patterns {
+            let pattern = canonical(pattern);
+            let fits = |name: &str| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == pattern,
+            };
+            for name in self.files.keys().filter(|name| fits(name)) {
+                self.visit(name, None, &mut walk)?;
+            }
+        }
+        Ok(walk.order)
     }
 
     fn visit(
         &self,
         name: &str,
         needed_by: Option<&str>,
-        seen: &mut BTreeSet<String>,
-        order: &mut Vec<Module>,
+        walk: &mut Walk,
     ) -> Result<(), ModuleError> {
-        if self.builtin.contains(name) || !seen.insert(name.to_owned()) {
+        if self.builtin.contains(name) || !walk.seen.insert(name.to_owned()) {
             return Ok(());
         }
         let path = self.files.get(name).ok_or_else(|| ModuleError::Missing {
@@ -147,22 +236,37 @@ impl ModuleTree {
             root: self.root.clone(),
         })?;
         let mut image = read(path)?;
-        let dependencies = slim(&mut image)
-            .and_then(|()| dependencies(&image))
+        let information = slim(&mut image)
+            .and_then(|()| information(&image))
             .map_err(|source| ModuleError::NotModule {
                 path: path.clone(),
                 source,
             })?;
         // No deeper than there are modules, since each is visited once.
-        for dependency in dependencies {
-            self.visit(&dependency, Some(name), seen, order)?;
+        for dependency in &information.dependencies {
+            self.visit(dependency, Some(name), walk)?;
         }
-        order.push(Module {
+        walk.order.push(Module {
             name: name.to_owned(),
             image,
+            dependencies: information.dependencies,
+            aliases: information.aliases,
         });
+        for dependency in &information.soft_dependencies {
+            if walk.with_soft_dependencies && self.files.contains_key(dependency) {
+                self.visit(dependency, Some(name), walk)?;
+            }
+        }
         Ok(())
     }
+}
+
+/// What has been found on the way through dependencies.
+#[derive(Default)]
+struct Walk {
+    seen: BTreeSet<String>,
+    order: Vec<Module>,
+    with_soft_dependencies: bool,
 }
 
 /// Adds the modules of `directory` and its subdirectories. Symbolic links are left alone: `build` and `source` lead out.
@@ -217,24 +321,45 @@ fn read(path: &Path) -> Result<Vec<u8>, ModuleError> {
     }
 }
 
-/// The modules that `image` says it depends on.
-fn dependencies(image: &[u8]) -> Result<Vec<String>, object::Error> {
+/// What the module in `image` says of itself.
+fn information(image: &[u8]) -> Result<Information, object::Error> {
     let file = object::File::parse(image)?;
-    let Some(section) = file.section_by_name(".modinfo") else {
-        return Ok(Vec::new());
+    let modinfo = match file.section_by_name(".modinfo") {
+        Some(section) => section.data()?,
+        None => &[],
     };
-    Ok(depends_field(section.data()?))
+    let soft = |word: &String| !matches!(word.as_str(), "pre:" | "post:");
+    Ok(Information {
+        dependencies: values(modinfo, "depends=", ',')
+            .map(|name| canonical(&name))
+            .collect(),
+        // In the index a space ends an alias; none has one in it.
+        aliases: values(modinfo, "alias=", ' ').collect(),
+        soft_dependencies: values(modinfo, "softdep=", ' ')
+            .filter(soft)
+            .map(|name| canonical(&name))
+            .collect(),
+    })
 }
 
-/// Reads `depends=a,b` out of the NUL-separated fields of a `.modinfo` section.
-fn depends_field(modinfo: &[u8]) -> Vec<String> {
+/// The values of a field, `depends=a,b` for example, in the NUL-separated fields of a `.modinfo` section.
+fn values<'m>(
+    modinfo: &'m [u8],
+    field: &'m str,
+    separator: char,
+) -> impl Iterator<Item = String> + 'm {
     modinfo
         .split(|byte| *byte == 0)
-        .filter_map(|field| field.strip_prefix(b"depends="))
-        .flat_map(|list| list.split(|byte| *byte == b','))
-        .filter(|name| !name.is_empty())
-        .map(|name| canonical(&String::from_utf8_lossy(name)))
-        .collect()
+        .filter_map(move |entry| entry.strip_prefix(field.as_bytes()))
+        .flat_map(move |list| {
+            let list = String::from_utf8_lossy(list).into_owned();
+            let values: Vec<_> = list
+                .split(separator)
+                .filter(|value| !value.is_empty() && !value.contains(char::is_control))
+                .map(str::to_owned)
+                .collect();
+            values
+        })
 }
 
 #[cfg(test)]
@@ -242,7 +367,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::tests_support::{module_image, signed};
+    use crate::tests_support::{module_image, module_image_with, signed};
 
     /// A tree with the given modules (path, dependencies) and `crc32.ko` built in.
     fn tree(modules: &[(&str, &str)]) -> tempfile::TempDir {
@@ -287,6 +412,50 @@ mod tests {
         let tree = tree(&[("kernel/fs/erofs.ko", "crc32")]);
 
         assert_eq!(resolve(&tree, &["erofs", "crc32"]).unwrap(), ["erofs"]);
+    }
+
+    #[test]
+    fn module_says_what_it_depends_on_and_is_asked_for_by() {
+        let tree = tree(&[("kernel/failover.ko", "")]);
+        let fields = "depends=failover,crc32\0alias=virtio:d00000001v*\0alias=net-x";
+        fs::write(
+            tree.path().join("kernel/virtio_net.ko"),
+            module_image_with(fields),
+        )
+        .unwrap();
+
+        let modules = ModuleTree::open(tree.path())
+            .unwrap()
+            .resolve(["virtio_net"])
+            .unwrap();
+
+        assert_eq!(modules[1].dependencies, ["failover", "crc32"]);
+        assert_eq!(modules[1].aliases, ["virtio:d00000001v*", "net-x"]);
+    }
+
+    #[test]
+    fn present_modules_come_with_what_they_do_better_with() {
+        let tree = tree(&[
+            ("kernel/xt_mark.ko", "x_tables"),
+            ("kernel/x_tables.ko", ""),
+            ("kernel/crc32c_intel.ko", ""),
+            ("kernel/veth.ko", ""),
+        ]);
+        let fields = "softdep=pre: crc32c-intel post: nowhere";
+        fs::write(
+            tree.path().join("kernel/ext4.ko"),
+            module_image_with(fields),
+        )
+        .unwrap();
+        let modules = ModuleTree::open(tree.path()).unwrap();
+        let without = modules.resolve(["x_tables"]).unwrap();
+
+        let present = modules
+            .resolve_present(&["ext4", "zfs", "xt_*"], &without)
+            .unwrap();
+
+        let names: Vec<_> = present.into_iter().map(|module| module.name).collect();
+        assert_eq!(names, ["ext4", "crc32c_intel", "xt_mark"]);
     }
 
     #[test]

@@ -3,7 +3,12 @@
 
 /// A relocatable ELF file whose `.modinfo` says that it depends on `depends`.
 pub fn module_image(depends: &str) -> Vec<u8> {
-    let modinfo = format!("license=GPL\0depends={depends}\0name=test\0");
+    module_image_with(&format!("depends={depends}"))
+}
+
+/// A relocatable ELF file whose `.modinfo` has these fields, separated by NULs.
+pub fn module_image_with(fields: &str) -> Vec<u8> {
+    let modinfo = format!("license=GPL\0{fields}\0name=test\0");
     let names = b"\0.modinfo\0.shstrtab\0";
     let modinfo_at = 64_u64;
     let names_at = modinfo_at + modinfo.len() as u64;

@@ -20,22 +20,28 @@ const SUITE: &str = "bookworm";
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What tests want in the lab, beside Debian's essential packages.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 27] = [
     "acl",
     "attr",
     "busybox-static",
     "ca-certificates",
     "containerd",
+    "containernetworking-plugins",
+    "crash",
     "crun",
     "curl",
     "e2fsprogs",
     "file",
+    "gdb-minimal",
     "iproute2",
+    "iptables",
     "iputils-ping",
     "jq",
     "kmod",
     "mount",
     "netcat-openbsd",
+    "nftables",
+    "openvswitch-switch",
     "procps",
     "psmisc",
     "runc",

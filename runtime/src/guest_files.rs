@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where the guest's kernel and initial file system are.
+//!
+//! ```text
+//! <guest>/vmlinux, initramfs.cpio     a distribution's kernel, and the modules that it needs to start
+//! <guest>/modules                     the rest of its modules, which guests load when they want them
+//! <guest>/small/vmlinux, …            a kernel made for these machines, without modules: used where it is there
+//! ```
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,8 +17,12 @@ use anyhow::{Context, Result, ensure};
 const KERNEL: &str = "vmlinux";
 /// Name of the initial file system in the guest directory.
 const INITRAMFS: &str = "initramfs.cpio";
+/// Where in the guest directory the small kernel is, with an initial file system of its own.
+const SMALL: &str = "small";
+/// Where modules are, beside the kernel they are for.
+const MODULES: &str = "modules";
 
-/// The two files a guest starts from.
+/// The files a guest starts from.
 pub struct GuestFiles {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -21,12 +31,24 @@ pub struct GuestFiles {
 impl GuestFiles {
     /// The files of `directory`, each replaced by the one that was asked for by name.
     pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
+        let small = directory.join(SMALL);
+        // A kernel that is named may need modules, which are in the other's initial file system.
+        let directory = match kernel.is_none() && small.join(KERNEL).exists() {
+            true => small.as_path(),
+            false => directory,
+        };
         let pick =
             |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
         Self {
             kernel: pick(kernel, KERNEL),
             initramfs: pick(initramfs, INITRAMFS),
         }
+    }
+
+    /// The directory of the kernel's modules, if it has any.
+    pub fn modules(&self) -> Option<PathBuf> {
+        let modules = self.kernel.parent()?.join(MODULES);
+        modules.is_dir().then_some(modules)
     }
 
     /// Opens the kernel for reading.
@@ -86,5 +108,34 @@ mod tests {
             error.to_string(),
             format!("the guest kernel {} is not a regular file", path.display())
         );
+    }
+
+    #[test]
+    fn small_kernel_is_used_where_it_is_there_and_none_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let without = GuestFiles::find(directory.path(), None, None);
+        std::fs::create_dir_all(path("small")).unwrap();
+        std::fs::write(path("small/vmlinux"), "").unwrap();
+
+        let with = GuestFiles::find(directory.path(), None, None);
+        let named = GuestFiles::find(directory.path(), Some(Path::new("/k")), None);
+
+        assert_eq!(without.kernel, path("vmlinux"));
+        assert_eq!(with.kernel, path("small/vmlinux"));
+        assert_eq!(with.initramfs, path("small/initramfs.cpio"));
+        assert_eq!(named.initramfs, path("initramfs.cpio"));
+    }
+
+    #[test]
+    fn modules_are_beside_their_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = GuestFiles::find(directory.path(), None, None);
+        let before = files.modules();
+
+        std::fs::create_dir(directory.path().join("modules")).unwrap();
+
+        assert_eq!(before, None);
+        assert_eq!(files.modules(), Some(directory.path().join("modules")));
     }
 }

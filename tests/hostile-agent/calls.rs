@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 
-use coracle_agent_api::messages::WaitContainerResponse;
+use coracle_agent_api::messages::WaitProcessResponse;
 use coracle_agent_api::ttrpc;
 use coracle_agent_api::ttrpc::proto::{
     Codec, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_DATA, MessageHeader, Response,
@@ -82,7 +82,7 @@ impl Request {
 
     fn answer(&self, attack: &str, host: &mut File, streams: &mut Vec<File>) -> io::Result<()> {
         let text = |length: usize| "\x1b]0;owned\x07".repeat(length / 10);
-        let (create, wait) = (self.calls("CreateContainer"), self.calls("WaitContainer"));
+        let (create, wait) = (self.calls("CreateContainer"), self.calls("WaitProcess"));
         match attack {
             "answers rubbish" => self.respond(host, &[0xff; 4096]),
             "answers in another kind of frame" => {
@@ -125,9 +125,9 @@ impl Request {
             "dies" if create => std::process::exit(7),
             "dies while its container runs" if wait => std::process::abort(),
             "has a status beyond all" if wait => {
-                let answer = WaitContainerResponse {
+                let answer = WaitProcessResponse {
                     exit_status: 4096,
-                    ..WaitContainerResponse::default()
+                    ..WaitProcessResponse::default()
                 };
                 self.succeed(host, &answer)
             }

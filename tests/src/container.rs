@@ -3,11 +3,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 
 use crate::host::Host;
 use crate::running::{Finished, Running};
+use crate::terminal::{Terminal, on_terminal};
 
 /// A run that has not been started.
 #[must_use = "it does not run until it is started"]
@@ -19,6 +21,9 @@ pub struct Container<'a> {
     variables: Vec<(OsString, OsString)>,
     under: Vec<OsString>,
     input: Input,
+    kept: bool,
+    networks: Vec<String>,
+    terminal: Option<OwnedFd>,
 }
 
 /// What there is on standard input.
@@ -49,7 +54,39 @@ impl<'a> Container<'a> {
             variables: Vec::new(),
             under: Vec::new(),
             input: Input::Nothing,
+            kept: false,
+            networks: Vec::new(),
+            terminal: None,
         }
+    }
+
+    /// Attaches it to a network; without, it has none.
+    pub fn network(mut self, network: &str) -> Self {
+        self.networks.push(network.to_owned());
+        self
+    }
+
+    /// Gives it a terminal, which is at the other end of this one.
+    pub fn terminal(mut self, terminal: &Terminal) -> Self {
+        self.terminal = Some(terminal.far_end());
+        self.flag("-it")
+    }
+
+    /// In the background, kept after its end.
+    pub fn detached(self) -> Self {
+        self.flag("--detach").kept()
+    }
+
+    /// Any option that takes no value.
+    pub fn flag(mut self, name: &str) -> Self {
+        self.options.push(name.into());
+        self
+    }
+
+    /// Keeps the container after its end, unless the test removes it.
+    pub fn kept(mut self) -> Self {
+        self.kept = true;
+        self
     }
 
     /// Any option that takes a value.
@@ -140,8 +177,17 @@ impl<'a> Container<'a> {
 
     /// Starts it.
     pub fn start(self) -> Running {
-        let words = [OsString::from("run")]
+        let remove = (!self.kept).then_some("--rm");
+        let interactive = (!matches!(self.input, Input::Nothing)).then_some("-i");
+        let networks = match self.networks.as_slice() {
+            [] => vec!["--network=none".to_owned()],
+            named => named.iter().map(|name| format!("--network={name}")).collect(),
+        };
+        let words = [Some("run"), remove, interactive]
             .into_iter()
+            .flatten()
+            .map(OsString::from)
+            .chain(networks.into_iter().map(OsString::from))
             .chain(self.options)
             .chain(self.origin)
             .chain(self.command);
@@ -149,6 +195,9 @@ impl<'a> Container<'a> {
         command.envs(self.variables);
         if !matches!(self.input, Input::Nothing) {
             command.stdin(Stdio::piped());
+        }
+        if let Some(terminal) = &self.terminal {
+            on_terminal(&mut command, terminal);
         }
         let mut running = self.host.start(command);
         if let Input::Bytes(bytes) = self.input {

@@ -18,9 +18,13 @@ use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::path_from_environment;
 use crate::running::{Finished, Running};
+use crate::terminal::{Terminal, on_terminal};
 
 /// How long what a run made may take to vanish after it.
 const VANISHING: Duration = Duration::from_secs(10);
+
+/// How long a container may take to come to be what it is awaited to be.
+const STATUS: Duration = Duration::from_secs(30);
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
@@ -99,9 +103,9 @@ impl Host {
         self.directory.path().join("root/images")
     }
 
-    /// Where runs keep their writable layers.
-    pub fn runs(&self) -> PathBuf {
-        self.directory.path().join("root/runs")
+    /// Where what outlives a run is kept.
+    pub fn containers(&self) -> PathBuf {
+        self.directory.path().join("root/containers")
     }
 
     /// A run of `image`: an [`Image`](crate::Image), or whatever else `coracle run` takes.
@@ -144,9 +148,51 @@ impl Host {
         Running::start(command, &self.cgroup.procs())
     }
 
+    /// The same, with `bytes` on its standard input, which is a pipe.
+    pub fn start_with_input(&self, mut command: Command, bytes: Vec<u8>) -> Running {
+        command.stdin(Stdio::piped());
+        let mut running = self.start(command);
+        running.write(bytes);
+        running
+    }
+
     /// Runs `coracle` with `words` and nothing on its standard input, to its end.
     pub fn run(&self, words: &[impl AsRef<OsStr>]) -> Finished {
         self.start(self.coracle(words)).finish()
+    }
+
+    /// Runs `coracle` with `words` on a terminal.
+    pub fn start_on_terminal(&self, words: &[impl AsRef<OsStr>], terminal: &Terminal) -> Running {
+        let mut command = self.coracle(words);
+        on_terminal(&mut command, &terminal.far_end());
+        self.start(command)
+    }
+
+    /// Waits until `coracle ps --all` shows `words` of the container `name`.
+    ///
+    /// # Panics
+    ///
+    /// Panics where it does not come to that.
+    pub fn await_status(&self, name: &str, words: &str) {
+        let deadline = Instant::now() + STATUS;
+        loop {
+            let list = self.run(&["ps", "--all"]).expect(0).text();
+            let line = list.lines().find(|line| line.contains(name));
+            if line.is_some_and(|line| line.contains(words)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is not {words}: {list}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Runs `coracle`, started by a program whose words end with its own.
+    pub fn run_under<const N: usize>(&self, program: [&str; N], words: &[&str]) -> Finished {
+        let command = self.coracle_under(
+            program.map(OsString::from).into(),
+            words.iter().map(OsString::from),
+        );
+        self.start(command).finish()
     }
 
     /// Processes that runs on this host started and that live.
@@ -208,7 +254,7 @@ impl Host {
             .lines()
             .filter(|line| line.contains(&ours))
             .map(|line| format!("mount {line}"));
-        let files = ["root/runs", "state"]
+        let files = ["root/containers", "state"]
             .into_iter()
             .flat_map(|place| entries(&root.join(place)));
         // In images that are shared, another test's may be in the making.

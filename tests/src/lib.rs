@@ -12,6 +12,7 @@ mod host;
 mod image;
 mod layout;
 mod running;
+mod terminal;
 pub mod tools;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use host::Host;
 pub use image::Image;
 pub use layout::Layout;
 pub use running::{Finished, Running};
+pub use terminal::Terminal;
 
 /// A path that the environment must name.
 ///

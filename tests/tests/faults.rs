@@ -137,7 +137,7 @@ fn what_a_run_and_its_janitor_leave_is_swept_up_by_the_next_run() {
     kill(janitor(&host, &run));
     run.signal(libc::SIGKILL);
     run.finish().expect(137);
-    let left: Vec<_> = fs::read_dir(host.runs()).unwrap().flatten().collect();
+    let left: Vec<_> = fs::read_dir(host.containers()).unwrap().flatten().collect();
     assert_eq!(left.len(), 1, "there is something to sweep: {left:?}");
     // A directory is left alone for its first minute, in which it may be in the making.
     let a_while_ago = SystemTime::now() - Duration::from_secs(120);

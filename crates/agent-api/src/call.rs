@@ -5,10 +5,12 @@ use protobuf::Message;
 
 use crate::messages::{
     CheckRequest, CheckResponse, CloseStdinRequest, CloseStdinResponse, CreateContainerRequest,
-    CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, DeleteContainerRequest,
-    DeleteContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, ShutdownRequest,
-    ShutdownResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
-    StartContainerResponse, WaitContainerRequest, WaitContainerResponse,
+    CreateContainerResponse, CreateExecRequest, CreateExecResponse, CreateSandboxRequest,
+    CreateSandboxResponse, DeleteProcessRequest, DeleteProcessResponse, ListProcessesRequest,
+    ListProcessesResponse, ResizeTerminalRequest, ResizeTerminalResponse, ShutdownRequest,
+    ShutdownResponse, SignalProcessRequest, SignalProcessResponse, StartProcessRequest,
+    StartProcessResponse, StatisticsRequest, StatisticsResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 
 /// A request to the agent.
@@ -36,12 +38,15 @@ calls! {
     "Check": CheckRequest => CheckResponse,
     "CreateSandbox": CreateSandboxRequest => CreateSandboxResponse,
     "CreateContainer": CreateContainerRequest => CreateContainerResponse,
-    "StartContainer": StartContainerRequest => StartContainerResponse,
-    "SignalContainer": SignalContainerRequest => SignalContainerResponse,
-    "WaitContainer": WaitContainerRequest => WaitContainerResponse,
+    "CreateExec": CreateExecRequest => CreateExecResponse,
+    "StartProcess": StartProcessRequest => StartProcessResponse,
+    "SignalProcess": SignalProcessRequest => SignalProcessResponse,
+    "WaitProcess": WaitProcessRequest => WaitProcessResponse,
     "CloseStdin": CloseStdinRequest => CloseStdinResponse,
     "ResizeTerminal": ResizeTerminalRequest => ResizeTerminalResponse,
-    "DeleteContainer": DeleteContainerRequest => DeleteContainerResponse,
+    "DeleteProcess": DeleteProcessRequest => DeleteProcessResponse,
+    "ListProcesses": ListProcessesRequest => ListProcessesResponse,
+    "Statistics": StatisticsRequest => StatisticsResponse,
     "Shutdown": ShutdownRequest => ShutdownResponse,
 }
 

@@ -42,6 +42,7 @@ pub struct Client {
     incoming: Vec<u8>,
     calls: Vec<Outstanding>,
     next: u32,
+    answered: u64,
 }
 
 /// A call whose answer nobody has taken yet.
@@ -111,6 +112,7 @@ impl Client {
             incoming: Vec::new(),
             calls: Vec::new(),
             next: 1,
+            answered: 0,
         })
     }
 
@@ -206,6 +208,15 @@ impl Client {
         }
     }
 
+    /// How many answers have come so far, taken or not.
+    ///
+    /// [`Self::take`] for one call may bring the answer to another, which then does not show on the descriptor: who
+    /// waits for several takes once more for each where this has changed meanwhile, before waiting.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
     /// Reads until the answer to call `number` is there or there is no more to read.
     fn take_response(&mut self, number: u32) -> Result<Option<Response>, CallError> {
         self.flush()?;
@@ -251,6 +262,7 @@ impl Client {
         };
         call.answer = Some(Response::parse_from_bytes(body).map_err(CallError::Answer)?);
         self.incoming.drain(..MESSAGE_HEADER_LENGTH + length);
+        self.answered += 1;
         Ok(true)
     }
 

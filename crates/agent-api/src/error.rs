@@ -41,10 +41,20 @@ pub enum ErrorKind {
     Mount,
     /// A resource limit of the spec could not be set.
     Limit,
+    /// The container has no process of this id.
+    NoSuchProcess,
+    /// The container has a process of this id already.
+    ProcessExists,
+    /// There are as many as there may be.
+    TooMany,
+    /// The terminal could not be made, or the process has none.
+    Terminal,
+    /// The network could not be set up as the host wants it.
+    Network,
 }
 
 /// Every kind beside its name on the wire.
-const KINDS: [(ErrorKind, agent::ErrorKind); 12] = [
+const KINDS: [(ErrorKind, agent::ErrorKind); 17] = [
     (ErrorKind::Internal, agent::ErrorKind::INTERNAL),
     (ErrorKind::InvalidRequest, agent::ErrorKind::INVALID_REQUEST),
     (ErrorKind::InvalidSpec, agent::ErrorKind::INVALID_SPEC),
@@ -72,6 +82,11 @@ const KINDS: [(ErrorKind, agent::ErrorKind); 12] = [
     ),
     (ErrorKind::Mount, agent::ErrorKind::MOUNT),
     (ErrorKind::Limit, agent::ErrorKind::LIMIT),
+    (ErrorKind::NoSuchProcess, agent::ErrorKind::NO_SUCH_PROCESS),
+    (ErrorKind::ProcessExists, agent::ErrorKind::PROCESS_EXISTS),
+    (ErrorKind::TooMany, agent::ErrorKind::TOO_MANY),
+    (ErrorKind::Terminal, agent::ErrorKind::TERMINAL),
+    (ErrorKind::Network, agent::ErrorKind::NETWORK),
 ];
 
 impl ErrorKind {
@@ -109,12 +124,16 @@ impl ErrorKind {
             Self::Internal => Code::INTERNAL,
             Self::InvalidRequest | Self::InvalidSpec => Code::INVALID_ARGUMENT,
             Self::Unsupported => Code::UNIMPLEMENTED,
-            Self::NoSuchContainer | Self::CommandNotFound => Code::NOT_FOUND,
-            Self::ContainerExists => Code::ALREADY_EXISTS,
+            Self::NoSuchContainer | Self::NoSuchProcess | Self::CommandNotFound => Code::NOT_FOUND,
+            Self::ContainerExists | Self::ProcessExists => Code::ALREADY_EXISTS,
+            Self::TooMany => Code::RESOURCE_EXHAUSTED,
             Self::CommandNotExecutable => Code::PERMISSION_DENIED,
-            Self::WrongState | Self::WorkingDirectory | Self::Mount | Self::Limit => {
-                Code::FAILED_PRECONDITION
-            }
+            Self::WrongState
+            | Self::WorkingDirectory
+            | Self::Mount
+            | Self::Limit
+            | Self::Terminal
+            | Self::Network => Code::FAILED_PRECONDITION,
         }
     }
 }

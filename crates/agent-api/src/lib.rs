@@ -27,12 +27,14 @@ mod generated {
 /// The messages of `proto/agent.proto`, where each field is explained.
 pub mod messages {
     pub use crate::generated::agent::{
-        CheckRequest, CheckResponse, CloseStdinRequest, CloseStdinResponse, CreateContainerRequest,
-        CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
-        DeleteContainerRequest, DeleteContainerResponse, ResizeTerminalRequest,
-        ResizeTerminalResponse, ShutdownRequest, ShutdownResponse, SignalContainerRequest,
-        SignalContainerResponse, StartContainerRequest, StartContainerResponse,
-        WaitContainerRequest, WaitContainerResponse,
+        CheckRequest, CheckResponse, CloseStdinRequest, CloseStdinResponse, CpuStatistics,
+        CreateContainerRequest, CreateContainerResponse, CreateExecRequest, CreateExecResponse,
+        CreateSandboxRequest, CreateSandboxResponse, DeleteProcessRequest, DeleteProcessResponse,
+        Interface, InterfaceStatistics, IoStatistics, ListProcessesRequest, ListProcessesResponse,
+        MemoryStatistics, Neighbour, PidsStatistics, Process, ResizeTerminalRequest,
+        ResizeTerminalResponse, Route, ShutdownRequest, ShutdownResponse, SignalProcessRequest,
+        SignalProcessResponse, StartProcessRequest, StartProcessResponse, StatisticsRequest,
+        StatisticsResponse, WaitProcessRequest, WaitProcessResponse,
     };
 }
 
@@ -61,5 +63,13 @@ pub const SHARE_ROOTFS: &str = "rootfs";
 /// The directory of the share in which volumes are numbered: `volumes/0`, `volumes/1`, and so on.
 pub const SHARE_VOLUMES: &str = "volumes";
 
-/// The most bytes of a [spec](messages::CreateContainerRequest::spec) that the agent takes.
+/// The directory of the share with modules for the guest's kernel, as `coracle-guest modules` writes it. It may be
+/// missing.
+pub const SHARE_MODULES: &str = "modules";
+
+/// Where the agent makes links to block devices: `virtio-SERIAL` is the device that the VMM gave this serial number.
+pub const DISK_LINKS: &str = "/dev/disk/by-id";
+
+/// The most bytes of a [spec](messages::CreateContainerRequest::spec) or a
+/// [process](messages::CreateExecRequest::process) that the agent takes.
 pub const SPEC_MAX: usize = 1 << 20;

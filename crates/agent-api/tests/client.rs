@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use coracle_agent_api::messages::{
     CheckRequest, CheckResponse, CreateContainerRequest, CreateContainerResponse,
-    WaitContainerRequest, WaitContainerResponse,
+    WaitProcessRequest, WaitProcessResponse,
 };
 use coracle_agent_api::{
     ANSWER_MAX, Agent, AgentError, CallError, Client, ErrorKind, methods, ttrpc,
@@ -48,14 +48,14 @@ impl Agent for Served {
         })
     }
 
-    fn wait_container(
+    fn wait_process(
         &self,
         _: &ttrpc::TtrpcContext,
-        _: WaitContainerRequest,
-    ) -> ttrpc::Result<WaitContainerResponse> {
+        _: WaitProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
         match self.0.lock().unwrap().recv().unwrap() {
             0 => Err(AgentError::new(ErrorKind::NoSuchContainer, "there is none").into()),
-            exit_status => Ok(WaitContainerResponse {
+            exit_status => Ok(WaitProcessResponse {
                 exit_status,
                 ..Default::default()
             }),
@@ -130,7 +130,7 @@ fn request_larger_than_a_socket_takes_at_once_arrives() {
 fn call_under_way_holds_up_no_other() {
     let (_server, mut client, end) = served();
 
-    let waiting = client.send(&WaitContainerRequest::new()).unwrap();
+    let waiting = client.send(&WaitProcessRequest::new()).unwrap();
     let checked = client.call(&CheckRequest::new(), SOON).unwrap();
     let early = client.take(&waiting).unwrap();
     end.send(7).unwrap();
@@ -147,7 +147,7 @@ fn failure_of_the_agent_leaves_the_connection_whole() {
     let (_server, mut client, end) = served();
     end.send(0).unwrap();
 
-    let failed = client.call(&WaitContainerRequest::new(), SOON);
+    let failed = client.call(&WaitProcessRequest::new(), SOON);
     let after = client.call(&CheckRequest::new(), SOON);
 
     let Err(CallError::Agent(error)) = failed else {

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `coracle-agent`: PID 1 of the guest, and, executed again by itself, the first process of each container.
+//! `coracle-agent`: PID 1 of the guest, and, executed again by itself, the first process of each container and the maker of
+//! further ones; and what the kernel executes for want of a module.
 
-use std::error::Error;
 use std::process::ExitCode;
 
-use coracle_agent::{boot, init, log_error, shutdown};
+use coracle_agent::{boot, chain, init, log_error, modules, shutdown};
 
 fn main() -> ExitCode {
-    let role = std::env::args().nth(1);
-    if role.as_deref() == Some("init") {
-        return init::main();
+    let arguments: Vec<_> = std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    if let Some(role) = init::Role::of(arguments.get(1).map(String::as_str)) {
+        return init::main(role);
+    }
+    if let Some(name) = modules::asked_for(&arguments) {
+        return modules::answer_kernel(name);
     }
     if !rustix::process::getpid().is_init() {
         eprintln!("coracle-agent: runs as the first process of a guest, and nowhere else");
@@ -25,17 +30,6 @@ fn main() -> ExitCode {
     log_error!("{}", chain(&error));
     shutdown::reset();
     ExitCode::FAILURE
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }
 
 /// Every page of the agent is one that containers do not get.

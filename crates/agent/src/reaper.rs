@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,12 +50,27 @@ impl Reaper {
     ) -> io::Result<Arc<Child>> {
         let mut children = lock(&self.children);
         let (pid, pidfd) = spawn()?;
-        let child = Arc::new(Child {
-            pid,
-            pidfd,
-            exit: Mutex::new(None),
-            ended: Condvar::new(),
-        });
+        let child = Arc::new(Child::new(pid, pidfd));
+        children.insert(pid, Arc::clone(&child));
+        self.spawned.notify_all();
+        Ok(child)
+    }
+
+    /// Enters a child that somebody else has made for this process: a sibling of its maker. One that is dead is as good,
+    /// unless it has been taken.
+    ///
+    /// # Errors
+    ///
+    /// It is no child of this process, has been taken as an orphan, or is entered already.
+    pub fn adopt(&self, pidfd: OwnedFd) -> io::Result<Arc<Child>> {
+        let mut children = lock(&self.children);
+        // Nothing is taken while the lock is held: what is a child here stays one.
+        check_child(&pidfd)?;
+        let pid = pid_of(&pidfd)?;
+        if children.contains_key(&pid) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let child = Arc::new(Child::new(pid, pidfd));
         children.insert(pid, Arc::clone(&child));
         self.spawned.notify_all();
         Ok(child)
@@ -80,8 +95,12 @@ impl Reaper {
 
     /// Takes the dead child `pid` and tells whoever waits for it.
     fn take(&self, pid: i32) -> io::Result<()> {
-        let child = lock(&self.children).remove(&pid);
-        let status = take(pid)?;
+        let (child, status) = {
+            let mut children = lock(&self.children);
+            // It is dead, so this does not wait.
+            let status = take(pid)?;
+            (children.remove(&pid), status)
+        };
         if let Some(child) = child {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -106,6 +125,27 @@ impl Reaper {
 }
 
 impl Child {
+    fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd,
+            exit: Mutex::new(None),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// Its PID descriptor, readable once it has ended.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        lock(&self.exit).is_some()
+    }
+
     /// Its PID as this process sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
@@ -170,6 +210,33 @@ fn peek() -> io::Result<i32> {
         }
         Ok(info.si_pid())
     }
+}
+
+/// Fails unless `pidfd` is of a child of this process that nobody has taken.
+fn check_child(pidfd: &OwnedFd) -> io::Result<()> {
+    // As an id, the descriptor's number is positive.
+    let id = libc::id_t::try_from(pidfd.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel fills the structure in, of which nothing is read.
+    let result = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+        libc::waitid(libc::P_PIDFD, id, &raw mut info, options)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The PID of a process by its descriptor, as the kernel says it.
+fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    std::fs::read_to_string(path)?
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:"))
+        .and_then(|pid| pid.trim().parse().ok())
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Takes the dead child `pid` and gives its status.

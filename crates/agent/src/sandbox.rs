@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What makes a guest this sandbox and no other: its name, its clock, its randomness and its share.
+//! What makes a guest this sandbox and no other: its name, its clock, its randomness, its share and its network.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,6 +9,8 @@ use coracle_agent_api::messages::CreateSandboxRequest;
 use coracle_agent_api::{AgentError, ErrorKind, SHARE_PATH};
 use rustix::mount::MountFlags;
 use rustix::time::{ClockId, Timespec};
+
+use crate::{chain, modules, network};
 
 /// `__NEW_UTS_LEN` of the kernel.
 const HOSTNAME_MAX: usize = 64;
@@ -49,7 +51,11 @@ pub fn create(request: &CreateSandboxRequest) -> Result<(), AgentError> {
             )
         })?;
     }
-    Ok(())
+    modules::use_share().map_err(|error| {
+        let message = format!("cannot use the modules of the share: {}", chain(&error));
+        AgentError::new(ErrorKind::Internal, message)
+    })?;
+    network::set_up(&request.interfaces, &request.routes, &request.neighbours)
 }
 
 fn check(request: &CreateSandboxRequest) -> Result<(), AgentError> {

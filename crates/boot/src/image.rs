@@ -32,10 +32,16 @@ pub enum ReadError {
     },
 }
 
-/// A regular file and the size that it had when it was opened.
+/// A regular file and the size that it had when it was opened, or what was unpacked from one.
 pub(crate) struct Image<'f> {
-    file: &'f File,
+    content: Content<'f>,
     len: u64,
+}
+
+enum Content<'f> {
+    File(&'f File),
+    #[cfg(feature = "compressed")]
+    Unpacked(Vec<u8>),
 }
 
 impl<'f> Image<'f> {
@@ -45,9 +51,18 @@ impl<'f> Image<'f> {
             return Err(ReadError::NotRegular);
         }
         Ok(Self {
-            file,
+            content: Content::File(file),
             len: metadata.len(),
         })
+    }
+
+    /// An image of these bytes.
+    #[cfg(feature = "compressed")]
+    pub(crate) fn unpacked(bytes: Vec<u8>) -> Self {
+        Self {
+            len: bytes.len() as u64,
+            content: Content::Unpacked(bytes),
+        }
     }
 
     /// Size in bytes.
@@ -58,13 +73,18 @@ impl<'f> Image<'f> {
     /// Fills `buffer` from `offset` on.
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
         let length = buffer.len();
-        self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|source| ReadError::Read {
-                offset,
-                length,
-                source,
-            })
+        match &self.content {
+            Content::File(file) => file.read_exact_at(buffer, offset),
+            #[cfg(feature = "compressed")]
+            Content::Unpacked(bytes) => {
+                part(bytes, offset, length).map(|bytes| buffer.copy_from_slice(bytes))
+            }
+        }
+        .map_err(|source| ReadError::Read {
+            offset,
+            length,
+            source,
+        })
     }
 
     /// Fills `slice` from `offset` on, without a copy in between.
@@ -74,40 +94,61 @@ impl<'f> Image<'f> {
         slice: GuestSlice<'_>,
     ) -> Result<(), ReadError> {
         let length = slice.len();
-        let fault = |source| ReadError::Read {
+        match &self.content {
+            Content::File(file) => read_file_to_guest(file, offset, slice),
+            #[cfg(feature = "compressed")]
+            Content::Unpacked(bytes) => {
+                // As long as the slice, which takes all of it.
+                part(bytes, offset, length).map(|bytes| _ = slice.copy_from(bytes))
+            }
+        }
+        .map_err(|source| ReadError::Read {
             offset,
             length,
             source,
+        })
+    }
+}
+
+/// `length` of the `bytes` from `offset` on.
+#[cfg(feature = "compressed")]
+fn part(bytes: &[u8], offset: u64, length: usize) -> io::Result<&[u8]> {
+    usize::try_from(offset)
+        .ok()
+        .and_then(|offset| bytes.get(offset..offset.checked_add(length)?))
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+fn read_file_to_guest(file: &File, offset: u64, slice: GuestSlice<'_>) -> io::Result<()> {
+    let length = slice.len();
+    let mut done = 0;
+    while done < length {
+        let position = offset
+            .checked_add(done as u64)
+            .and_then(|position| libc::off_t::try_from(position).ok())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the slice covers `length` bytes of mapped guest memory, of which those from `done` on are
+        // written. No Rust reference to guest memory exists that the write could invalidate.
+        let read = unsafe {
+            libc::pread(
+                file.as_raw_fd(),
+                slice.as_ptr().add(done).cast(),
+                length - done,
+                position,
+            )
         };
-        let mut done = 0;
-        while done < length {
-            let position = offset
-                .checked_add(done as u64)
-                .and_then(|position| libc::off_t::try_from(position).ok())
-                .ok_or_else(|| fault(io::ErrorKind::InvalidInput.into()))?;
-            // SAFETY: the slice covers `length` bytes of mapped guest memory, of which those from `done` on are
-            // written. No Rust reference to guest memory exists that the write could invalidate.
-            let read = unsafe {
-                libc::pread(
-                    self.file.as_raw_fd(),
-                    slice.as_ptr().add(done).cast(),
-                    length - done,
-                    position,
-                )
-            };
-            match usize::try_from(read) {
-                Ok(0) => return Err(fault(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => done += count,
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(fault(error));
-                    }
+        match usize::try_from(read) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
                 }
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 #[cfg(test)]

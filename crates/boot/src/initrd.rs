@@ -138,6 +138,24 @@ mod tests {
         assert_eq!((initrd.size, found), (10_000, content));
     }
 
+    // What it is is the kernel's business, which tells archives and their compressions apart itself.
+    #[rstest]
+    #[case::archive(b"070701\0")]
+    #[case::gzip(b"\x1f\x8b\x08\0\0\0\0\0")]
+    #[case::zstd(b"\x28\xb5\x2f\xfd\0\0\0")]
+    #[case::anything(b"\0")]
+    fn initrd_of_any_format_is_loaded_as_it_is(#[case] content: &[u8]) {
+        let memory = GuestMemory::anonymous(&coracle_memory::layout(4 * MIB)).unwrap();
+
+        let initrd = load(&memory, &file(content), 2 * MIB).unwrap();
+
+        let mut found = vec![0xff; content.len()];
+        memory
+            .read(GuestAddress(initrd.address), &mut found)
+            .unwrap();
+        assert_eq!((initrd.size, &found[..]), (content.len() as u64, content));
+    }
+
     #[test]
     fn initrd_larger_than_what_is_free_is_refused() {
         let memory = GuestMemory::anonymous(&coracle_memory::layout(2 * MIB)).unwrap();

@@ -3,6 +3,8 @@
 #![doc = include_str!("../README.md")]
 
 mod acpi;
+#[cfg(feature = "compressed")]
+pub mod compressed;
 mod elf;
 mod error;
 mod image;
@@ -29,7 +31,8 @@ pub use state::{Segment, StartState};
 /// What a virtual machine boots, and what its kernel is told of the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Boot<'a> {
-    /// An uncompressed ELF kernel (`vmlinux`) with a PVH entry note, as a regular file.
+    /// An ELF kernel (`vmlinux`) with a PVH entry note, or with the feature `compressed` a bzImage of one, as a regular
+    /// file.
     pub kernel: &'a File,
     /// An initial RAM disk, as a regular file.
     pub initrd: Option<&'a File>,

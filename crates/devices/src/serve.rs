@@ -78,15 +78,25 @@ impl ServedQueue {
         Ok(())
     }
 
+    /// Ends this round after the chain that was finished last, whatever is left.
+    pub(crate) fn cut_round_short(&mut self) {
+        self.left_in_round = 0;
+    }
+
+    /// Interrupts the driver for what was finished, if it wants that: for rounds that take long.
+    pub(crate) fn signal(&mut self, interrupt: &Interrupt) {
+        if std::mem::take(&mut self.used_in_round) && self.queue.needs_interrupt() {
+            interrupt.used_buffers();
+        }
+    }
+
     /// Ends a round: interrupts the driver if it wants that, wakes the worker if chains are left.
     pub(crate) fn end(&mut self, interrupt: &Interrupt) {
         if self.left_in_round == 0 {
             // A full counter wakes the worker as well.
             let _ = self.kick.write(1);
         }
-        if self.used_in_round && self.queue.needs_interrupt() {
-            interrupt.used_buffers();
-        }
+        self.signal(interrupt);
     }
 }
 

@@ -112,6 +112,11 @@ impl Guest {
         self.settle();
     }
 
+    /// Lets the worker handle what is pending now, once.
+    pub(crate) fn run_once(&self) {
+        self.workers.run();
+    }
+
     /// Lets the worker run until no event is pending; fails if that never comes.
     pub(crate) fn settle(&self) {
         let idle = (0..100).any(|_| self.workers.run() == 0);

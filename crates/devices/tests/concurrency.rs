@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_devices::block::{Block, DiskFile};
 use coracle_devices::console::Console;
 use coracle_devices::rng::Rng;
 use coracle_memory::GuestAddress;
@@ -232,4 +233,27 @@ fn queue_that_is_never_empty_loses_nothing(
 
     let printed = (BUFFERS + usize::from(ahead) * (1 + BUFFERS.div_ceil(64))) * TEXT.len();
     assert_eq!(count.0.load(Ordering::Relaxed), printed);
+}
+
+/// Three descriptors each, and the disk tells what it has done before a round is over.
+#[rstest]
+fn every_request_of_a_disk_is_answered(
+    #[values(0, features::RING_EVENT_IDX)] features: u64,
+    #[values(Wait::Spin, Wait::Interrupt)] wait: Wait,
+    #[values(1, 5)] batch: u16,
+) {
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(512).unwrap();
+    let disk = DiskFile::new(image, false).unwrap();
+    let mut guest = Guest::new(Block::new(disk, "").unwrap(), 0, features);
+    let rounds = BUFFERS / 4 / usize::from(batch);
+    let mut written = 0;
+
+    for _ in 0..rounds {
+        // A header of zeroes reads the first sector.
+        guest.publish(batch, &[&[0; 16]], &[512, 1]);
+        written += guest.reclaim(batch, wait);
+    }
+
+    assert_eq!(written, rounds * usize::from(batch) * 513);
 }

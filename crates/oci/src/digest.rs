@@ -49,8 +49,30 @@ pub struct Digest {
 
 /// A text that is no digest, or one by an algorithm that is not known here.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{} is not a digest: it takes sha256: or sha512: and lower-case hexadecimal digits", quoted(.0.as_bytes()))]
-pub struct DigestError(String);
+pub enum DigestError {
+    /// The text has not the form of a digest.
+    #[error("{} is not a digest: it takes sha256: or sha512: and lower-case hexadecimal digits", quoted(.0.as_bytes()))]
+    Malformed(String),
+    /// A digest that cannot be checked here.
+    #[error("digest {} is by an algorithm that is not supported: {}; sha256 and sha512 are", quoted(.text.as_bytes()), quoted(.algorithm.as_bytes()))]
+    Algorithm {
+        /// The digest.
+        text: String,
+        /// Its algorithm.
+        algorithm: String,
+    },
+}
+
+/// Whether a text can be the name of a digest's algorithm (image-spec, descriptor, "Digests").
+fn is_algorithm(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 32
+        && text.bytes().all(|byte| {
+            byte.is_ascii_lowercase()
+                || byte.is_ascii_digit()
+                || matches!(byte, b'+' | b'.' | b'_' | b'-')
+        })
+}
 
 impl Digest {
     /// The digest of `content`.
@@ -81,11 +103,17 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let refuse = || DigestError(text.to_owned());
+        let refuse = || DigestError::Malformed(text.to_owned());
         let (name, hex) = text.split_once(':').ok_or_else(refuse)?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
+            name if is_algorithm(name) && !hex.is_empty() => {
+                return Err(DigestError::Algorithm {
+                    text: text.to_owned(),
+                    algorithm: name.to_owned(),
+                });
+            }
             _ => return Err(refuse()),
         };
         let is_hex = hex
@@ -116,7 +144,7 @@ impl From<Digest> for String {
 }
 
 /// A digest in the making.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Sha512),
@@ -247,34 +275,6 @@ impl<R: Read> Read for Verified<R> {
     }
 }
 
-/// A reader that hashes what passes.
-pub(crate) struct Hashing<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Hashing<R> {
-    pub(crate) fn new(inner: R, algorithm: Algorithm) -> Self {
-        Self {
-            inner,
-            hasher: Hasher::new(algorithm),
-        }
-    }
-
-    /// The digest of all that was read.
-    pub(crate) fn finish(self) -> Digest {
-        self.hasher.finish()
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -290,7 +290,6 @@ mod tests {
 
     #[rstest]
     #[case::no_algorithm("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")]
-    #[case::unknown_algorithm("md5:d41d8cd98f00b204e9800998ecf8427e")]
     #[case::too_short("sha256:e3b0")]
     #[case::upper_case("sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855")]
     #[case::path("sha256:../../../../etc/passwd44298fc1c149afbf4c8996fb92427ae41e4649b934")]
@@ -298,7 +297,23 @@ mod tests {
         "sha512:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     )]
     fn text_that_is_no_digest_is_refused(#[case] text: &str) {
-        assert_eq!(text.parse::<Digest>(), Err(DigestError(text.to_owned())));
+        assert_eq!(
+            text.parse::<Digest>(),
+            Err(DigestError::Malformed(text.to_owned()))
+        );
+    }
+
+    #[rstest]
+    #[case("md5:d41d8cd98f00b204e9800998ecf8427e", "md5")]
+    #[case("blake3:00", "blake3")]
+    #[case("tarsum.v1+sha256:00", "tarsum.v1+sha256")]
+    fn unknown_algorithm_is_named(#[case] text: &str, #[case] algorithm: &str) {
+        assert_eq!(
+            text.parse::<Digest>().unwrap_err().to_string(),
+            format!(
+                "digest `{text}` is by an algorithm that is not supported: `{algorithm}`; sha256 and sha512 are"
+            )
+        );
     }
 
     #[rstest]

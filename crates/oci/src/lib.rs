@@ -3,6 +3,7 @@
 
 mod beneath;
 pub mod digest;
+pub mod disk;
 pub mod image;
 pub mod layer;
 pub mod own_directory;

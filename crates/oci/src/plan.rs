@@ -12,6 +12,7 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::disk::Disk;
 use crate::image::ImageConfig;
 use crate::spec::{self, Bind, Container, Overrides, SpecError};
 use crate::user::User;
@@ -24,6 +25,10 @@ pub const MINIMUM_MEMORY_MIB: u64 = 96;
 const MAXIMUM_MEMORY_MIB: u64 = 16 << 20;
 /// Most volumes of a container.
 const VOLUME_LIMIT: usize = 256;
+/// Most disks of a virtual machine.
+const DISK_LIMIT: usize = 16;
+/// Where the guest finds a disk by its serial number.
+const DISKS: &str = "/dev/disk/by-id/virtio-";
 /// Given to every kernel: a panic ends the machine, which is then reported.
 const KERNEL_ARGUMENTS: [&str; 1] = ["panic=-1"];
 
@@ -49,6 +54,8 @@ pub struct SandboxPlan {
     pub rootfs: Overlay,
     /// Volumes, on the host, in the order in which they are mounted.
     pub volumes: Vec<SharedVolume>,
+    /// Disks.
+    pub disks: Vec<VirtualDisk>,
     /// What runs in the guest.
     pub spec: Spec,
 }
@@ -74,6 +81,17 @@ pub struct SharedVolume {
     /// Where to mount it: `volumes/<n>` of the share.
     pub mount_point: PathBuf,
     /// Whether the host must not let the guest write to it.
+    pub read_only: bool,
+}
+
+/// A disk of the virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualDisk {
+    /// The host's file or block device.
+    pub source: PathBuf,
+    /// What the guest finds it by.
+    pub serial: String,
+    /// Whether the guest may only read it.
     pub read_only: bool,
 }
 
@@ -107,6 +125,8 @@ pub struct Request<'r> {
     pub user: &'r User,
     /// Files and directories of the host that the container sees.
     pub volumes: &'r [Volume],
+    /// Raw disks that it sees.
+    pub disks: &'r [Disk],
     /// Where things are.
     pub places: Places<'r>,
 }
@@ -126,11 +146,14 @@ pub enum PlanError {
         memory_mib: u64,
     },
     /// Two volumes at one place.
-    #[error("two volumes have the destination {}", .0.display())]
+    #[error("two volumes or disks have the destination {}", .0.display())]
     SameDestination(PathBuf),
     /// More volumes than are handled.
     #[error("{0} volumes are too many: the limit is {VOLUME_LIMIT}")]
     TooManyVolumes(usize),
+    /// More disks than are handled.
+    #[error("{0} disks are too many: the limit is {DISK_LIMIT}")]
+    TooManyDisks(usize),
     /// The container itself cannot be.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -158,7 +181,7 @@ impl SandboxPlan {
     /// wishes that cannot be honoured.
     pub fn new(request: Request<'_>) -> Result<Self, PlanError> {
         request.vm.check()?;
-        require_different_destinations(request.volumes)?;
+        require_different_destinations(request.volumes, request.disks)?;
         let Places {
             lower,
             upper,
@@ -173,12 +196,25 @@ impl SandboxPlan {
                 .enumerate()
                 .map(|(index, volume)| (format!("volumes/{index}"), volume))
         };
+        let disks = || (0..).map(serial).zip(request.disks);
+        let disk_binds = disks().map(|(serial, disk)| Bind {
+            source: format!("{DISKS}{serial}").into(),
+            destination: disk.destination.clone(),
+            read_only: disk.read_only,
+            file_system: (!disk.is_device()).then(|| {
+                disk.file_system
+                    .clone()
+                    .unwrap_or_else(|| "auto".to_owned())
+            }),
+        });
         let binds: Vec<Bind> = numbered()
             .map(|(place, volume)| Bind {
                 source: guest_share.join(place),
                 destination: volume.destination.clone(),
                 read_only: volume.read_only,
+                file_system: None,
             })
+            .chain(disk_binds)
             .collect();
         let volumes = numbered()
             .map(|(place, volume)| SharedVolume {
@@ -205,9 +241,21 @@ impl SandboxPlan {
                 mount_point: share.join("rootfs"),
             },
             volumes,
+            disks: disks()
+                .map(|(serial, disk)| VirtualDisk {
+                    source: disk.source.clone(),
+                    serial,
+                    read_only: disk.read_only,
+                })
+                .collect(),
             spec,
         })
     }
+}
+
+/// The serial number of the disk at this place.
+fn serial(place: usize) -> String {
+    format!("disk{place}")
 }
 
 /// As indented JSON.
@@ -228,16 +276,20 @@ impl FromStr for SandboxPlan {
     }
 }
 
-fn require_different_destinations(volumes: &[Volume]) -> Result<(), PlanError> {
+fn require_different_destinations(volumes: &[Volume], disks: &[Disk]) -> Result<(), PlanError> {
     if volumes.len() > VOLUME_LIMIT {
         return Err(PlanError::TooManyVolumes(volumes.len()));
     }
+    if disks.len() > DISK_LIMIT {
+        return Err(PlanError::TooManyDisks(disks.len()));
+    }
     let mut seen = BTreeSet::new();
-    match volumes
-        .iter()
-        .find(|volume| !seen.insert(&volume.destination))
+    let destinations = volumes.iter().map(|volume| &volume.destination);
+    match destinations
+        .chain(disks.iter().map(|disk| &disk.destination))
+        .find(|destination| !seen.insert(*destination))
     {
-        Some(volume) => Err(PlanError::SameDestination(volume.destination.clone())),
+        Some(destination) => Err(PlanError::SameDestination(destination.clone())),
         None => Ok(()),
     }
 }
@@ -257,7 +309,16 @@ mod tests {
     ];
 
     fn plan(vm: VmShape, volumes: &[&str]) -> Result<SandboxPlan, PlanError> {
+        plan_with_disks(vm, volumes, &[])
+    }
+
+    fn plan_with_disks(
+        vm: VmShape,
+        volumes: &[&str],
+        disks: &[&str],
+    ) -> Result<SandboxPlan, PlanError> {
         let volumes: Vec<Volume> = volumes.iter().map(|text| text.parse().unwrap()).collect();
+        let disks: Vec<Disk> = disks.iter().map(|text| text.parse().unwrap()).collect();
         let [lower, upper, work, share, guest_share] = PLACES.map(Path::new);
         SandboxPlan::new(Request {
             id: "one",
@@ -269,6 +330,7 @@ mod tests {
             },
             user: &User::default(),
             volumes: &volumes,
+            disks: &disks,
             places: Places {
                 lower,
                 upper,
@@ -341,6 +403,40 @@ mod tests {
     #[test]
     fn two_volumes_at_one_place_are_refused() {
         let found = plan(SMALL, &["/a:/mnt", "/b:/mnt/"]);
+
+        assert_eq!(found, Err(PlanError::SameDestination("/mnt".into())));
+    }
+
+    #[test]
+    fn disk_is_mounted_and_device_is_bound() {
+        let plan = plan_with_disks(SMALL, &[], &["/a.img:/data:ro", "/b.img:/dev/xvdb"]).unwrap();
+
+        let serials: Vec<_> = plan.disks.iter().map(|disk| disk.serial.as_str()).collect();
+        assert_eq!(serials, ["disk0", "disk1"]);
+        let mounts = plan.spec.mounts().as_ref().unwrap();
+        let of = |path: &str| {
+            let mount = mounts
+                .iter()
+                .find(|mount| mount.destination() == Path::new(path));
+            let mount = mount.unwrap();
+            (
+                mount.typ().clone().unwrap(),
+                mount.source().clone().unwrap(),
+            )
+        };
+        assert_eq!(
+            of("/data"),
+            ("auto".into(), "/dev/disk/by-id/virtio-disk0".into())
+        );
+        assert_eq!(
+            of("/dev/xvdb"),
+            ("bind".into(), "/dev/disk/by-id/virtio-disk1".into())
+        );
+    }
+
+    #[test]
+    fn disk_at_the_place_of_a_volume_is_refused() {
+        let found = plan_with_disks(SMALL, &["/a:/mnt"], &["/b.img:/mnt"]);
 
         assert_eq!(found, Err(PlanError::SameDestination("/mnt".into())));
     }

@@ -114,7 +114,7 @@ impl FromStr for Volume {
     }
 }
 
-fn clean_destination(text: &str) -> Result<PathBuf, VolumeError> {
+pub(crate) fn clean_destination(text: &str) -> Result<PathBuf, VolumeError> {
     let refuse = |reason| VolumeError::Destination {
         destination: text.to_owned(),
         reason,

@@ -6,14 +6,17 @@ mod common;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use common::image::{CONFIG, GZIP, INDEX, Layout, MANIFEST, TAR, gzip};
+use common::image::{CONFIG, GZIP, INDEX, Layout, MANIFEST, TAR, gzip, zstd};
 use common::tar::{Item, dir, file, tar};
 use common::{chain, listing};
 use coracle_oci::digest::{Algorithm, Digest};
-use coracle_oci::image::{Image, Source};
+use coracle_oci::image::{Image, Layer, Source};
 use coracle_oci::layer::{Options, Ownership};
-use coracle_oci::unpack::unpack;
+use coracle_oci::unpack::{Progress, unpack};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -23,6 +26,7 @@ const OPTIONS: Options = Options {
         entries: 1000,
     },
     ownership: Ownership::Caller,
+    decoders: None,
 };
 
 fn directory_of(layout: &Layout, place: &Path) -> PathBuf {
@@ -42,11 +46,20 @@ fn unpacked(path: &Path, tag: Option<&str>) -> Result<Vec<String>, String> {
     unpack_to_listing(&source, &image).map_err(named)
 }
 
+/// Unpacks with and without threads: either way it comes to the same.
 fn unpack_to_listing(source: &Source, image: &Image) -> Result<Vec<String>, String> {
-    let root = tempfile::tempdir().unwrap();
-    let handle = fs::File::open(root.path()).unwrap();
-    unpack(source, image, handle.into(), OPTIONS).map_err(|error| chain(&error))?;
-    Ok(listing(root.path()))
+    let [alone, together, one_ahead] = [0, 3, 1].map(|decoders| {
+        let root = tempfile::tempdir().unwrap();
+        let handle = fs::File::open(root.path()).unwrap();
+        let options = Options {
+            decoders: Some(decoders),
+            ..OPTIONS
+        };
+        unpack(source, image, handle.into(), options, None).map_err(|error| chain(&error))?;
+        Ok(listing(root.path()))
+    });
+    assert_eq!([&alone, &alone], [&together, &one_ahead]);
+    alone
 }
 
 fn two_layers() -> Layout {
@@ -93,6 +106,8 @@ fn image_without_layers_is_an_empty_tree() {
 #[rstest]
 #[case::plain(TAR, |tar: &[u8]| tar.to_vec())]
 #[case::gzip(GZIP, gzip)]
+#[case::zstd("application/vnd.oci.image.layer.v1.tar+zstd", zstd)]
+#[case::zstd_of_several_frames("application/vnd.oci.image.layer.v1.tar+zstd", |tar: &[u8]| [zstd(&tar[..600]), zstd(&tar[600..])].concat())]
 #[case::gzip_of_several_streams(GZIP, |tar: &[u8]| [gzip(&tar[..600]), gzip(&tar[600..])].concat())]
 #[case::docker("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip)]
 fn layer_is_read_by_its_media_type(
@@ -214,8 +229,9 @@ fn truncated_archive_is_refused(#[case] length: usize) {
     "image archive IMAGE is compressed with gzip; decompress it first"
 )]
 #[case::zstd(vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0], "image archive IMAGE is compressed with zstd")]
-#[case::empty(vec![], "IMAGE is not an OCI image layout: it holds no oci-layout")]
-#[case::other_archive(tar(&[file("manifest.json", "[]")]), "IMAGE is not an OCI image layout: it holds no oci-layout")]
+#[case::empty(vec![], "IMAGE is not an OCI image layout, nor an archive of docker: it holds no oci-layout")]
+#[case::empty_archive_of_docker(tar(&[file("manifest.json", "[]")]), "IMAGE holds no image")]
+#[case::other_archive(tar(&[file("manifest.txt", "[]")]), "IMAGE is not an OCI image layout, nor an archive of docker: it holds no oci-layout")]
 fn file_that_is_no_image_is_refused(#[case] content: Vec<u8>, #[case] message: &str) {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("image.tar");
@@ -376,9 +392,13 @@ fn layer_of_type(media_type: &str) -> Layout {
 }
 
 #[rstest]
-#[case::zstd(
-    layer_of_type("application/vnd.oci.image.layer.v1.tar+zstd"),
-    "has the media type `application/vnd.oci.image.layer.v1.tar+zstd`, which is not supported"
+#[case::encrypted(
+    layer_of_type("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),
+    "has the media type `application/vnd.oci.image.layer.v1.tar+gzip+encrypted`, which is not supported"
+)]
+#[case::unknown_digest(
+    with_manifest(|_, manifest| manifest["config"]["digest"] = json!("blake3:00")),
+    "digest `blake3:00` is by an algorithm that is not supported: `blake3`; sha256 and sha512 are"
 )]
 #[case::chart(with_manifest(|layout, manifest| manifest["config"] = layout.json("application/vnd.cncf.helm.config.v1+json", &json!({}))), "has the media type `application/vnd.cncf.helm.config.v1+json`")]
 #[case::layers_without_diff_ids(with_manifest(|layout, manifest| manifest["layers"] = json!([layout.blob(TAR, b"")])), "has 1 layers, but its config states 0 of their digests")]
@@ -446,6 +466,62 @@ fn layer_that_unpacks_a_thousandfold_is_stopped() {
         error.ends_with("is refused: the image unpacks to more than 1048576 bytes"),
         "{error}"
     );
+}
+
+/// Counts what was read of blobs when the first layer is to be applied, after time enough to read them all.
+#[derive(Default)]
+struct AtFirst {
+    read: AtomicU64,
+    at_first: AtomicU64,
+}
+
+impl Progress for AtFirst {
+    fn advanced(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn layer_begun(&self, index: usize, _: &Layer) {
+        if index == 0 {
+            thread::sleep(Duration::from_millis(300));
+            let read = self.read.load(Ordering::Relaxed);
+            self.at_first.store(read, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn no_more_is_decoded_ahead_than_there_are_threads_for() {
+    const MIB: usize = 1 << 20;
+    let content: Vec<Vec<u8>> = (0..40).map(|number| vec![number; MIB]).collect();
+    let mut layout = Layout::new();
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for content in &content {
+        let layer = layout.blob(TAR, &tar(&[file("f", content)]));
+        diff_ids.push(layer["digest"].as_str().unwrap().to_owned());
+        layers.push(layer);
+    }
+    let manifest = layout.manifest("amd64", &layers, &diff_ids);
+    layout.add(manifest);
+    let place = tempfile::tempdir().unwrap();
+    let source = Source::open(directory_of(&layout, place.path())).unwrap();
+    let image = source.image(None).unwrap();
+    let options = Options {
+        ownership: Ownership::Caller,
+        decoders: Some(2),
+        ..Options::default()
+    };
+    let root = tempfile::tempdir().unwrap();
+    let progress = AtFirst::default();
+
+    let handle = fs::File::open(root.path()).unwrap();
+    unpack(&source, &image, handle.into(), options, Some(&progress)).unwrap();
+
+    let at_first = progress.at_first.load(Ordering::Relaxed);
+    assert!(
+        at_first < 4 * MIB as u64,
+        "{at_first} bytes were read ahead"
+    );
+    assert!(progress.read.load(Ordering::Relaxed) > 40 * MIB as u64);
 }
 
 /// One image a tag, each with a file of the tag's name.
@@ -606,6 +682,29 @@ fn indexes_without_an_end_are_refused() {
         error,
         "image IMAGE takes more than 64 indexes and manifests to find"
     );
+}
+
+#[test]
+fn indexes_in_a_circle_are_refused() {
+    let mut layout = Layout::new();
+    let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+    // No two documents can hold each other's digests: files can only say so.
+    let (one, two) = (digest("one"), digest("two"));
+    let index = |other: &Digest| {
+        json!({"manifests": [{"mediaType": INDEX, "digest": other.to_string(), "size": 159}]})
+            .to_string()
+    };
+    for (digest, other) in [(&one, &two), (&two, &one)] {
+        let name = format!("blobs/sha256/{}", digest.hex());
+        layout.files.insert(name, index(other).into_bytes());
+    }
+    let size = index(&one).len();
+    layout.add(json!({"mediaType": INDEX, "digest": one.to_string(), "size": size}));
+    let place = tempfile::tempdir().unwrap();
+
+    let error = unpacked(&directory_of(&layout, place.path()), None).unwrap_err();
+
+    assert!(error.contains(&format!("blob {one} is damaged")), "{error}");
 }
 
 #[test]

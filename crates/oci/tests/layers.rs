@@ -39,6 +39,7 @@ impl Ground {
         let options = Options {
             limits,
             ownership: Ownership::Caller,
+            ..Options::default()
         };
         let mut applier = Applier::new(File::open(self.root()).unwrap().into(), options);
         for (number, layer) in layers.iter().enumerate() {
@@ -179,6 +180,47 @@ fn long(name: &str) -> String {
     &["h file 644 x", "lib -> /usr", "usr dir 755", "usr/f file 644 x"]
 )]
 #[case::not_unicode(vec![vec![file(b"\xff\xfe", "x")]], &["\u{fffd}\u{fffd} file 644 x"])]
+#[case::longest_name(
+    vec![vec![file("n".repeat(255), "x"), symlink("s", "n".repeat(255)), hard("h", "n".repeat(255))], vec![file(format!(".wh.{}", "n".repeat(251)), ""), file("n".repeat(254), "y")]],
+    &["h file 644 x", &format!("{} file 644 y", "n".repeat(254)), &format!("{} file 644 x", "n".repeat(255)), &format!("s -> {}", "n".repeat(255))]
+)]
+#[case::empty_layer(vec![vec![file("a", "x")], vec![], vec![file("b", "y")]], &["a file 644 x", "b file 644 y"])]
+#[case::same_layer_twice(
+    vec![vec![dir("d").mode(0o700), file("d/f", "x"), hard("d/g", "d/f"), symlink("s", "d")], vec![dir("d").mode(0o700), file("d/f", "x"), hard("d/g", "d/f"), symlink("s", "d")]],
+    &["d dir 700", "d/f file 644 x", "d/g file 644 x", "s -> d"]
+)]
+#[case::same_layer_of_whiteouts_twice(
+    vec![vec![file("a", ""), file("d/b", "")], vec![file(".wh.a", ""), file("d/.wh..wh..opq", "")], vec![file(".wh.a", ""), file("d/.wh..wh..opq", "")]],
+    &["d dir 755"]
+)]
+#[case::directory_becomes_file_becomes_directory(
+    vec![vec![dir("d"), file("d/e/f", "")], vec![file("d", "x")], vec![dir("d").mode(0o750), file("d/g", "y")]],
+    &["d dir 750", "d/g file 644 y"]
+)]
+#[case::whiteout_and_directory_again(
+    vec![vec![dir("d"), file("d/old", "")], vec![file(".wh.d", "")], vec![dir("d"), file("d/new", "")]],
+    &["d dir 755", "d/new file 644 "]
+)]
+#[case::opaque_directory_that_is_described_last(
+    vec![vec![dir("d").mode(0o700), file("d/a", "old")], vec![file("d/b", "new"), file("d/.wh..wh..opq", ""), dir("d").mode(0o711)]],
+    &["d dir 711", "d/b file 644 new"]
+)]
+#[case::opaque_spares_directories_of_its_layer_alone(
+    vec![vec![file("d/x/old", ""), file("d/y/old", "")], vec![dir("d/x"), file("d/.wh..wh..opq", "")]],
+    &["d dir 755", "d/x dir 755"]
+)]
+#[case::duplicate_directory_takes_the_last_mode(vec![vec![dir("d").mode(0o700), file("d/f", ""), dir("d").mode(0o711)]], &["d dir 711", "d/f file 644 "])]
+#[case::duplicate_of_another_kind(vec![vec![file("a", "x"), symlink("a", "b"), dir("a"), fifo("a")]], &["a fifo 644"])]
+#[case::hard_link_across_layers_survives_its_target(
+    vec![vec![file("a", "x")], vec![hard("b", "a")], vec![file(".wh.a", "")]],
+    &["b file 644 x"]
+)]
+#[case::hard_link_replaced_by_a_file(vec![vec![file("a", "x"), hard("b", "a")], vec![file("b", "y")]], &["a file 644 x", "b file 644 y"])]
+#[case::hard_link_of_two_layers_below(
+    vec![vec![file("a", "x")], vec![file("c", "z")], vec![hard("b", "a")]],
+    &["a file 644 x", "b file 644 x", "c file 644 z"]
+)]
+#[case::fifo_is_deleted_and_replaced(vec![vec![fifo("p"), fifo("q")], vec![file(".wh.p", ""), file("q", "x")]], &["q file 644 x"])]
 fn layers_make_a_tree(#[case] layers: Vec<Vec<Item>>, #[case] expected: &[&str]) {
     assert_eq!(listing_of(&layers), expected);
 }
@@ -302,8 +344,8 @@ fn symlink_to_an_absolute_path_of_the_host_leads_inside() {
 #[case::deep(&[dir("d/".repeat(257))], "has a path of more than 256 components")]
 #[case::deep_through_a_symlink(&[dir("d/".repeat(250)), symlink("s", "d/".repeat(249)), file(format!("s/{}", "e/".repeat(10)), "")], "has a path of more than 256 components")]
 #[case::unknown_type(&[Item::new(b'Z', "z")], "is of an unknown type, which is not supported")]
-#[case::sparse(&[Item::new(b'S', "z")], "is a sparse file, which is not supported")]
-#[case::sparse_by_pax(&[file("z", "").pax("GNU.sparse.major", "1")], "is a sparse file, which is not supported")]
+#[case::volume_label(&[Item::new(b'V', "z")], "is a volume label, which is not supported")]
+#[case::continuation(&[Item::new(b'M', "z")], "is the continuation of another archive's file, which is not supported")]
 #[case::directory_with_content(&[Item { kind: b'5', ..file("d", "content") }], "is not a file but has 7 bytes of content")]
 #[case::owner_beyond_ids(&[file("f", "").pax("uid", "4294967295")], "has an invalid user id")]
 #[case::negative_owner(&[file("f", "").pax("gid", "-1")], "has an invalid group id")]
@@ -425,6 +467,46 @@ fn times_are_the_entries() {
             (-2, 500_000_000)
         ]
     );
+}
+
+#[test]
+fn times_of_directories_survive_later_layers() {
+    let ground = Ground::new();
+
+    ground
+        .apply(&[
+            &[
+                dir("d").mtime(5_000),
+                dir("d/e").mtime(6_000),
+                file("d/e/f", ""),
+                file("d/g", ""),
+            ],
+            &[file("d/e/.wh.f", ""), file("d/h", "")],
+            &[
+                dir("./").mtime(4_000),
+                hard("d/e/link", "d/g"),
+                file("d/.wh.h", ""),
+            ],
+        ])
+        .unwrap();
+
+    let times = [".", "d", "d/e"].map(|name| modified(&ground.root().join(name)));
+    assert_eq!(times, [(4_000, 0), (5_000, 0), (6_000, 0)]);
+}
+
+#[test]
+fn hard_links_across_layers_are_one_file() {
+    let ground = Ground::new();
+
+    ground
+        .apply(&[
+            &[file("a", "x")],
+            &[hard("b", "a"), dir("d"), hard("d/c", "b")],
+        ])
+        .unwrap();
+
+    let inode = |name: &str| fs::metadata(ground.root().join(name)).unwrap().ino();
+    assert_eq!([inode("b"), inode("d/c")], [inode("a"); 2]);
 }
 
 #[test]

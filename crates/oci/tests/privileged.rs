@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -14,14 +15,16 @@ use common::{chain, is_root, listing};
 use coracle_oci::image::Source;
 use coracle_oci::layer::{Applier, Options};
 use coracle_oci::store::Store;
+use coracle_oci::unpack::unpack;
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::fs::{lgetxattr, llistxattr, makedev};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 type Test = (&'static str, fn() -> Result<(), Failed>);
 
 fn main() {
-    let tests: [Test; 9] = [
+    let tests: [Test; 12] = [
         (
             "closed_directories_are_filled",
             closed_directories_are_filled,
@@ -48,6 +51,18 @@ fn main() {
         (
             "full_disk_is_reported_and_leaves_nothing",
             full_disk_is_reported_and_leaves_nothing,
+        ),
+        (
+            "image_of_many_layers_takes_few_descriptors",
+            image_of_many_layers_takes_few_descriptors,
+        ),
+        (
+            "full_disk_in_a_later_layer_leaves_nothing",
+            full_disk_in_a_later_layer_leaves_nothing,
+        ),
+        (
+            "full_disk_while_an_image_is_added_leaves_nothing",
+            full_disk_while_an_image_is_added_leaves_nothing,
         ),
     ];
     let of_users: [Test; 3] = [
@@ -293,7 +308,7 @@ fn full_disk_is_reported_and_leaves_nothing() -> Result<(), Failed> {
     let store = Store::open(disk.0.path())?;
 
     let error = store
-        .unpacked(&source, &image, Options::default())
+        .unpacked(&source, &image, Options::default(), None)
         .unwrap_err();
 
     let text = chain(&error);
@@ -302,7 +317,95 @@ fn full_disk_is_reported_and_leaves_nothing() -> Result<(), Failed> {
         "{text}"
     );
     assert_eq!(fs::read_dir(disk.0.path().join("images/tmp"))?.count(), 0);
-    assert!(!disk.0.path().join("images/sha256").exists());
+    assert!(!disk.0.path().join("images/trees/sha256").exists());
+    Ok(())
+}
+
+fn image_of_many_layers_takes_few_descriptors() -> Result<(), Failed> {
+    let layers: Vec<Vec<Item>> = (0..200)
+        .map(|number| vec![file(format!("{number}"), "")])
+        .collect();
+    let layers: Vec<&[Item]> = layers.iter().map(Vec::as_slice).collect();
+    let place = tempfile::tempdir()?;
+    let source = Source::open(Layout::with_image(&layers).write_directory(place.path()))?;
+    let image = source.image(None)?;
+    let before = getrlimit(Resource::Nofile);
+    // What the process has already may be any number.
+    let next = u64::try_from(File::open("/")?.as_raw_fd())?;
+    let few = Rlimit {
+        current: Some(next + 40),
+        ..before
+    };
+
+    setrlimit(Resource::Nofile, few)?;
+    let outcomes = [Some(0), Some(4)].map(|decoders| {
+        let root = tempfile::tempdir()?;
+        let options = Options {
+            decoders,
+            ..Options::default()
+        };
+        let handle = File::open(root.path())?.into();
+        unpack(&source, &image, handle, options, None).map_err(|error| chain(&error))?;
+        Ok::<_, Failed>(listing(root.path()).len())
+    });
+    setrlimit(Resource::Nofile, before)?;
+
+    for outcome in outcomes {
+        assert_eq!(outcome?, 200);
+    }
+    Ok(())
+}
+
+fn full_disk_in_a_later_layer_leaves_nothing() -> Result<(), Failed> {
+    let disk = SmallDisk::new()?;
+    let place = tempfile::tempdir()?;
+    let fits = vec![1; 100 << 10];
+    let layers: Vec<Vec<Item>> = (0..20)
+        .map(|number| vec![file(format!("{number}"), &fits)])
+        .collect();
+    let layers: Vec<&[Item]> = layers.iter().map(Vec::as_slice).collect();
+    let source = Source::open(Layout::with_image(&layers).write_directory(place.path()))?;
+    let image = source.image(None)?;
+    let store = Store::open(disk.0.path())?;
+
+    for decoders in [0, 1, 4] {
+        let options = Options {
+            decoders: Some(decoders),
+            ..Options::default()
+        };
+        let error = store.unpacked(&source, &image, options, None).unwrap_err();
+
+        assert!(chain(&error).contains("No space left on device"));
+        assert_eq!(fs::read_dir(disk.0.path().join("images/tmp"))?.count(), 0);
+        assert!(!disk.0.path().join("images/trees/sha256").exists());
+    }
+    Ok(())
+}
+
+fn full_disk_while_an_image_is_added_leaves_nothing() -> Result<(), Failed> {
+    let disk = SmallDisk::new()?;
+    let place = tempfile::tempdir()?;
+    let mut layout = Layout::new();
+    let stream = tar(&[file("f", vec![1; 4 << 20])]);
+    let layer = layout.blob(common::image::TAR, &stream);
+    let diff_id = layer["digest"].as_str().unwrap_or_default().to_owned();
+    let manifest = layout.manifest("amd64", &[layer], &[diff_id]);
+    layout.add(manifest);
+    let source = Source::open(layout.write_directory(place.path()))?;
+    let store = Store::open(disk.0.path())?;
+
+    let error = store
+        .add(&"tool".parse()?, &source, None, None)
+        .unwrap_err();
+    let pruned = store.prune(&|_| false)?;
+
+    let text = chain(&error);
+    assert!(text.starts_with("image store: cannot write "), "{text}");
+    assert!(text.contains("No space left on device"), "{text}");
+    assert_eq!(fs::read_dir(disk.0.path().join("images/tmp"))?.count(), 0);
+    assert!(store.images()?.is_empty());
+    // Manifest and config came before the layer.
+    assert_eq!(pruned.blobs, 2);
     Ok(())
 }
 

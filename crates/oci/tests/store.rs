@@ -25,6 +25,7 @@ const OPTIONS: Options = Options {
         entries: 1000,
     },
     ownership: Ownership::Caller,
+    decoders: None,
 };
 
 struct Ground {
@@ -51,7 +52,7 @@ impl Ground {
 
     fn unpacked(&self) -> Result<Rootfs, String> {
         self.store()
-            .unpacked(&self.source, &self.image, OPTIONS)
+            .unpacked(&self.source, &self.image, OPTIONS, None)
             .map_err(|error| chain(&error))
     }
 
@@ -94,7 +95,7 @@ fn tree_is_kept_by_its_chain_id() {
 
     let expected = ground
         .images()
-        .join("sha256")
+        .join("trees/sha256")
         .join(ground.image.chain_id().hex())
         .join("rootfs");
     assert_eq!(rootfs.path, expected);
@@ -122,7 +123,7 @@ fn refused_image_leaves_nothing() {
         "{error}"
     );
     assert_eq!(ground.temporaries(), 0);
-    assert!(!ground.images().join("sha256").exists());
+    assert!(!ground.images().join("trees/sha256").exists());
 }
 
 #[test]

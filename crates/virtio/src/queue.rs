@@ -303,20 +303,41 @@ impl Queue {
     ///
     /// [`QueueError::NotInFlight`], if it was not taken, or returned before.
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
-        if !self.in_flight.remove(head) {
-            return Err(QueueError::NotInFlight { head });
-        }
-        let slot = usize::from(self.next_used % self.size());
-        let element = UsedElement {
-            head: head.into(),
-            len,
-        };
+        self.add_used_together([(head, len)])
+    }
+
+    /// Returns several chains, each by its head and the bytes written to it, in this order and at
+    /// once: the driver sees all of them or none. For devices that put one thing into several
+    /// chains, as a network device does with a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::NotInFlight`], if one was not taken, or returned before; the driver then sees
+    /// none of them.
+    pub fn add_used_together(
+        &mut self,
+        chains: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), QueueError> {
         let used = self.used_ring.as_slice();
-        used.write_obj(ELEMENTS + USED_ELEMENT * slot, &element)?;
-        self.next_used = self.next_used.wrapping_add(1);
-        self.unsignalled = self.unsignalled.saturating_add(1);
-        // Release: a driver that sees the index sees the element, and what is in the buffers.
-        used.store_u16(INDEX, self.next_used, Ordering::Release)?;
+        let mut next_used = self.next_used;
+        let mut returned = 0u32;
+        for (head, len) in chains {
+            if !self.in_flight.remove(head) {
+                return Err(QueueError::NotInFlight { head });
+            }
+            let slot = usize::from(next_used % self.addresses.size);
+            let element = UsedElement {
+                head: head.into(),
+                len,
+            };
+            used.write_obj(ELEMENTS + USED_ELEMENT * slot, &element)?;
+            next_used = next_used.wrapping_add(1);
+            returned = returned.saturating_add(1);
+        }
+        self.next_used = next_used;
+        self.unsignalled = self.unsignalled.saturating_add(returned);
+        // Release: a driver that sees the index sees the elements, and what is in the buffers.
+        used.store_u16(INDEX, next_used, Ordering::Release)?;
         Ok(())
     }
 

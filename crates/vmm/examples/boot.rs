@@ -23,18 +23,15 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::FAILURE);
     };
     let initrd = arguments.next().filter(|path| path != "-");
+    let cmdline = arguments.next().unwrap_or_else(|| CMDLINE.to_owned());
+    let memory_mib = arguments.next().map_or(Ok(256), |mib| mib.parse())?;
+    let vcpus = arguments.next().map_or(Ok(1), |count| count.parse())?;
     let config = Config::<OwnedFd> {
-        kernel: File::open(kernel)?.into(),
         initrd: initrd.map(File::open).transpose()?.map(OwnedFd::from),
-        cmdline: arguments.next().unwrap_or_else(|| CMDLINE.to_owned()),
-        memory_mib: arguments.next().map_or(Ok(256), |mib| mib.parse())?,
-        vcpus: arguments.next().map_or(Ok(1), |count| count.parse())?,
-        console_log: None,
+        cmdline,
         serial_log: Some(stdout().as_fd().try_clone_to_owned()?),
-        fs: Vec::new(),
-        vsock: None,
         rng: true,
-        network: None,
+        ..Config::new(vcpus, memory_mib, File::open(kernel)?.into())
     };
     let exit = Vm::new(config)?.run()?;
     eprintln!("the guest ended: {exit:?}");

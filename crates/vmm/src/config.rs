@@ -18,7 +18,8 @@ pub struct Config<F = RawFd> {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// The kernel: an ELF vmlinux with a PVH entry, a regular file.
+    /// The kernel: an ELF vmlinux with a PVH entry or a bzImage of one, a regular file. A bzImage is unpacked in memory at
+    /// each start.
     pub kernel: F,
     /// The initial RAM disk, a regular file.
     #[serde(default = "none")]
@@ -32,12 +33,26 @@ pub struct Config<F = RawFd> {
     /// event loop waits for it. Two logs that are the same file are kept as one.
     #[serde(default = "none")]
     pub console_log: Option<F>,
+    /// Whose bytes the virtio console gives the guest as input: a pipe, a stream socket or a terminal. There is a console
+    /// if there is this or [`console_log`](Self::console_log). What the guest does not read stays where it is, but for a
+    /// few KiB; when the other end is closed there is no more input.
+    #[serde(default = "none")]
+    pub console_input: Option<F>,
     /// Where the output of the serial port COM1 goes, as [`console_log`](Self::console_log). Without it there is no port.
     #[serde(default = "none")]
     pub serial_log: Option<F>,
     /// Shared file systems.
     #[serde(default = "Vec::new")]
     pub fs: Vec<Share<F>>,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default = "Vec::new")]
+    pub disks: Vec<Disk<F>>,
+    /// Network devices, in the order in which the guest finds them.
+    #[serde(default = "Vec::new")]
+    pub nets: Vec<Net<F>>,
+    /// Devices that other processes serve, besides shared file systems.
+    #[serde(default = "Vec::new")]
+    pub vhost_user: Vec<VhostUser<F>>,
     /// The vsock device.
     #[serde(default)]
     pub vsock: Option<Vsock>,
@@ -48,6 +63,13 @@ pub struct Config<F = RawFd> {
     /// its start: [`EmptyNetwork`](crate::EmptyNetwork) makes one.
     #[serde(default = "none")]
     pub network: Option<F>,
+    /// A listening Unix stream socket at which gdb finds the machine (`target remote PATH`), one debugger at a time.
+    /// Without it nothing of the debugger's is there.
+    #[serde(default = "none")]
+    pub gdb: Option<F>,
+    /// Whether the guest's first instruction waits for a debugger at [`gdb`](Self::gdb).
+    #[serde(default)]
+    pub gdb_wait: bool,
 }
 
 /// A virtio-fs device.
@@ -58,6 +80,84 @@ pub struct Share<F = RawFd> {
     pub tag: String,
     /// A Unix stream socket connected to its vhost-user backend.
     pub socket: F,
+}
+
+/// A virtio-blk device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk<F = RawFd> {
+    /// What is on it, byte for byte: a regular file or a block device, open for reading, and for writing unless the disk
+    /// is read-only. It is locked while the machine is there.
+    pub file: F,
+    /// Whether the guest can only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What the guest finds it by: at most 20 characters of printed ASCII.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// A virtio-net device over a tap.
+///
+/// A tap that is deleted takes the device's link down, not the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net<F = RawFd> {
+    /// An open tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. The VMM sets up how packets are passed over it;
+    /// its name, addresses and MTU are for whoever made it.
+    pub tap: F,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest packet that the guest is to send, at least 68. Without it the guest chooses.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+}
+
+/// A device whose vhost-user back end is behind a connected Unix stream socket.
+///
+/// A back end that is lost ends the device, not the machine: the guest is told that the device needs a reset, and
+/// standard error gets a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum VhostUser<F = RawFd> {
+    /// A virtio-blk device: size, serial number and the rest are the back end's.
+    Block {
+        /// The connection.
+        socket: F,
+    },
+    /// A virtio-net device.
+    Net {
+        /// The connection.
+        socket: F,
+        /// The guest's Ethernet address.
+        mac: [u8; 6],
+        /// The largest packet that the guest is to send. Without it the guest chooses.
+        #[serde(default)]
+        mtu: Option<u16>,
+    },
+}
+
+impl<F> VhostUser<F> {
+    fn socket(&self) -> &F {
+        match self {
+            Self::Block { socket } | Self::Net { socket, .. } => socket,
+        }
+    }
+
+    /// The same with another kind of socket.
+    pub fn map<G>(self, mut change: impl FnMut(F) -> G) -> VhostUser<G> {
+        match self {
+            Self::Block { socket } => VhostUser::Block {
+                socket: change(socket),
+            },
+            Self::Net { socket, mac, mtu } => VhostUser::Net {
+                socket: change(socket),
+                mac,
+                mtu,
+            },
+        }
+    }
 }
 
 /// A virtio-vsock device.
@@ -91,15 +191,43 @@ pub enum ConfigError {
 }
 
 impl<F> Config<F> {
+    /// A machine of vCPUs, memory and a kernel only.
+    pub const fn new(vcpus: u8, memory_mib: u64, kernel: F) -> Self {
+        Self {
+            vcpus,
+            memory_mib,
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            console_log: None,
+            console_input: None,
+            serial_log: None,
+            fs: Vec::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vhost_user: Vec::new(),
+            vsock: None,
+            rng: false,
+            network: None,
+            gdb: None,
+            gdb_wait: false,
+        }
+    }
+
     /// All its descriptors.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = &F> {
         [&self.kernel]
             .into_iter()
             .chain(&self.initrd)
             .chain(&self.console_log)
+            .chain(&self.console_input)
             .chain(&self.serial_log)
             .chain(&self.network)
+            .chain(&self.gdb)
             .chain(self.fs.iter().map(|share| &share.socket))
+            .chain(self.disks.iter().map(|disk| &disk.file))
+            .chain(self.nets.iter().map(|net| &net.tap))
+            .chain(self.vhost_user.iter().map(VhostUser::socket))
     }
 }
 
@@ -137,6 +265,7 @@ impl Config<RawFd> {
             initrd: self.initrd.map(own),
             cmdline: self.cmdline,
             console_log: self.console_log.map(own),
+            console_input: self.console_input.map(own),
             serial_log: self.serial_log.map(own),
             fs: self
                 .fs
@@ -146,9 +275,34 @@ impl Config<RawFd> {
                     socket: own(share.socket),
                 })
                 .collect(),
+            disks: self
+                .disks
+                .into_iter()
+                .map(|disk| Disk {
+                    file: own(disk.file),
+                    read_only: disk.read_only,
+                    serial: disk.serial,
+                })
+                .collect(),
+            nets: self
+                .nets
+                .into_iter()
+                .map(|net| Net {
+                    tap: own(net.tap),
+                    mac: net.mac,
+                    mtu: net.mtu,
+                })
+                .collect(),
+            vhost_user: self
+                .vhost_user
+                .into_iter()
+                .map(|device| device.map(own))
+                .collect(),
             vsock: self.vsock,
             rng: self.rng,
             network: self.network.map(own),
+            gdb: self.gdb.map(own),
+            gdb_wait: self.gdb_wait,
         })
     }
 }
@@ -174,19 +328,7 @@ mod tests {
     use super::*;
 
     fn minimal(kernel: RawFd) -> Config {
-        Config {
-            vcpus: 1,
-            memory_mib: 16,
-            kernel,
-            initrd: None,
-            cmdline: String::new(),
-            console_log: None,
-            serial_log: None,
-            fs: Vec::new(),
-            vsock: None,
-            rng: false,
-            network: None,
-        }
+        Config::new(1, 16, kernel)
     }
 
     fn open_file() -> RawFd {
@@ -210,6 +352,24 @@ mod tests {
                 tag: "share".to_owned(),
                 socket: 7,
             }],
+            nets: vec![Net {
+                tap: 11,
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: Some(1500),
+            }],
+            disks: vec![Disk {
+                file: 8,
+                read_only: true,
+                serial: "data".to_owned(),
+            }],
+            vhost_user: vec![
+                VhostUser::Block { socket: 9 },
+                VhostUser::Net {
+                    socket: 10,
+                    mac: [2, 0, 0, 0, 0, 1],
+                    mtu: Some(1400),
+                },
+            ],
             vsock: Some(Vsock {
                 cid: 3,
                 uds: "/run/pod/vsock".into(),
@@ -232,18 +392,50 @@ mod tests {
     }
 
     #[test]
+    fn device_of_another_process_is_named_by_its_kind() {
+        let text = r#"[{"kind": "block", "socket": 5},
+            {"kind": "net", "socket": 6, "mac": [2, 0, 0, 0, 0, 1]}]"#;
+
+        let devices: Vec<VhostUser> = serde_json::from_str(text).unwrap();
+
+        let (mac, mtu) = ([2, 0, 0, 0, 0, 1], None);
+        let net = VhostUser::Net {
+            socket: 6,
+            mac,
+            mtu,
+        };
+        assert_eq!(devices, [VhostUser::Block { socket: 5 }, net]);
+    }
+
+    #[rstest]
+    #[case::unknown_kind(r#"{"kind": "scsi", "socket": 5}"#)]
+    #[case::no_kind(r#"{"socket": 5}"#)]
+    #[case::no_address(r#"{"kind": "net", "socket": 5}"#)]
+    #[case::address_of_a_disk(r#"{"kind": "block", "socket": 5, "mac": [2, 0, 0, 0, 0, 1]}"#)]
+    fn wrong_device_of_another_process_is_refused(#[case] text: &str) {
+        assert!(serde_json::from_str::<VhostUser>(text).is_err());
+    }
+
+    #[test]
     fn claimed_descriptors_keep_their_numbers() {
         let (kernel, initrd) = (open_file(), open_file());
+        let (disk, socket) = (open_file(), open_file());
         let config = Config {
             initrd: Some(initrd),
+            disks: vec![Disk {
+                file: disk,
+                read_only: false,
+                serial: String::new(),
+            }],
+            vhost_user: vec![VhostUser::Block { socket }],
             ..minimal(kernel)
         };
 
-        // SAFETY: both descriptors were just opened and given up.
+        // SAFETY: all descriptors were just opened and given up.
         let config = unsafe { config.claim() }.unwrap();
 
         let found: Vec<_> = config.borrowed().map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(found, [kernel, initrd]);
+        assert_eq!(found, [kernel, initrd, disk, socket]);
     }
 
     #[rstest]

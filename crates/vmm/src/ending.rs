@@ -40,6 +40,12 @@ impl Ending {
         }
     }
 
+    /// Whether there is an end, taken or not.
+    pub(crate) fn is_reported(&self) -> bool {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        !matches!(*outcome, Outcome::None)
+    }
+
     /// The end, once.
     pub(crate) fn take(&self) -> Option<Result<Exit, Fault>> {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);

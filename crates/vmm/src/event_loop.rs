@@ -17,6 +17,7 @@ use event_manager::{
 };
 use thiserror::Error;
 
+use crate::control::Control;
 use crate::ending::Ending;
 use crate::{Exit, Fault};
 
@@ -39,13 +40,18 @@ pub enum EventLoopError {
 pub(crate) struct EventLoop {
     manager: EventManager<Worker>,
     ending: Arc<Ending>,
+    control: Option<Arc<Mutex<Control>>>,
 }
 
 impl EventLoop {
     /// A loop that runs until `ending` has an end.
     pub(crate) fn new(ending: Arc<Ending>) -> Result<Self, EventLoopError> {
         let manager = EventManager::new_with_capacity(EVENTS_AT_ONCE)?;
-        let mut event_loop = Self { manager, ending };
+        let mut event_loop = Self {
+            manager,
+            ending,
+            control: None,
+        };
         let event = event_loop
             .ending
             .event()
@@ -87,16 +93,56 @@ impl EventLoop {
         self.watch(peer, events, move || ending.report(Ok(Exit::Stopped)));
     }
 
+    /// Serves events until the machine ends, which somebody else takes note of: for the loops beside the first.
+    pub(crate) fn serve(&mut self) -> Result<(), Fault> {
+        while !self.ending.is_reported() {
+            self.manager
+                .run()
+                .map_err(|error| Fault::EventLoop(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the loop look at what waits for the vCPUs.
+    pub(crate) fn waker(&self) -> Box<dyn Fn() + Send + Sync> {
+        let endpoint = self.manager.remote_endpoint();
+        // Fails only when the counter is full, and then the loop is awake.
+        Box::new(move || _ = endpoint.kick())
+    }
+
+    /// Serves the controlling process's requests.
+    pub(crate) fn control(&mut self, control: Control) {
+        let control = Arc::new(Mutex::new(control));
+        self.manager.add_subscriber(Box::new(Arc::clone(&control)));
+        self.control = Some(control);
+    }
+
     /// Serves events until the machine ends.
     pub(crate) fn run(&mut self) -> Result<Exit, Fault> {
         loop {
             if let Some(ended) = self.ending.take() {
                 return ended;
             }
+            let timeout = self.advance_control();
             self.manager
-                .run()
+                .run_with_timeout(timeout)
                 .map_err(|error| Fault::EventLoop(error.into()))?;
         }
+    }
+
+    /// Goes on with the requests. How many milliseconds the loop may sleep; -1 is for ever.
+    fn advance_control(&self) -> i32 {
+        let control = self.control.as_ref();
+        let left = control.and_then(|control| {
+            control
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .advance()
+        });
+        left.map_or(-1, |left| {
+            // Rounded up, or the loop would spin through the last millisecond.
+            i32::try_from(left.as_millis()).map_or(i32::MAX, |left| left.saturating_add(1))
+        })
     }
 }
 

@@ -44,6 +44,17 @@ pub enum Fault {
         /// The reason.
         source: FilterError,
     },
+    /// A disk's thread cannot be confined.
+    #[error("the thread of disk {index} cannot be confined")]
+    ConfineDisk {
+        /// Which one, in the order of the configuration.
+        index: usize,
+        /// The reason.
+        source: FilterError,
+    },
+    /// The debugger's thread cannot be confined.
+    #[error("the debugger's thread cannot be confined")]
+    ConfineDebugger(#[source] FilterError),
     /// The devices of the event loop cannot be served.
     #[error("the event loop cannot go on")]
     EventLoop(#[source] EventLoopError),

@@ -8,7 +8,7 @@
 
 use coracle_memory::GuestMemory;
 use coracle_virtio::NOTIFY_OFFSET;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vmm_sys_util::errno;
@@ -98,6 +98,12 @@ impl Machine {
             .map_err(failed_to(format!(
                 "add the kick of queue {index} of the device at {window:#x}"
             )))
+    }
+
+    /// Whether KVM can keep interrupts from a vCPU that makes a single step.
+    pub(crate) fn blocks_interrupts(&self) -> bool {
+        let flags = self.vm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+        flags.cast_unsigned() & KVM_GUESTDBG_BLOCKIRQ != 0
     }
 
     pub(crate) fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {

@@ -5,9 +5,9 @@
 //!
 //! The socket is a Unix stream or packet socket. The first message is the configuration as JSON; the descriptors that
 //! it names are inherited. The answers are [`Event`]s, JSON as well, one a line: `running` once the guest runs, then
-//! `exit` or `error`. When the controlling process closes its end, or dies, the machine is stopped.
+//! `exit` or `error`. In between the controlling process may send [`Request`]s, one a line, each
+//! of which is answered by an event. When it closes its end, or dies, the machine is stopped.
 
-use std::error::Error;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -15,37 +15,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use crate::control::{Action, Event, Request};
 use crate::filters::{FilterError, Filters, report_to};
 use crate::jail::{Jail, JailError, Root};
+use crate::sentence::sentence;
 use crate::vm::open_kvm;
-use crate::{Config, ConfigError, Exit, Vm, VmError};
+use crate::{Config, ConfigError, Vm, VmError};
 
 /// The descriptor of the control socket.
 pub const CONTROL: RawFd = 3;
 /// The longest configuration in bytes: many times what a machine with every device takes.
 const MAX_CONFIG: usize = 64 * 1024;
-
-/// What the VMM says to the controlling process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Event {
-    /// The guest runs.
-    Running,
-    /// The machine ended in an ordinary way. The last event.
-    Exit {
-        /// How.
-        reason: Exit,
-    },
-    /// The machine could not start or go on. The last event.
-    Error {
-        /// What was wrong, from the general to the particular.
-        message: String,
-    },
-}
 
 /// Why the role failed.
 #[derive(Debug, Error)]
@@ -112,7 +94,7 @@ fn run(control: &mut Control) -> Result<(), RoleError> {
     let mut vm = Vm::with_kvm(&kvm, config)?;
     drop(kvm);
     let peer = control.0.try_clone().map_err(RoleError::Control)?;
-    vm.stop_when_closed(peer.into());
+    vm.obey(peer);
     let mut running = vm.start(Some(Filters::new()?))?;
     control.send(&Event::Running);
     let reason = running.wait()?;
@@ -158,18 +140,6 @@ fn split(path: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((directory.to_owned(), Path::new("/").join(name)))
 }
 
-/// An error and its reasons in one line.
-fn sentence(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(reason) = source {
-        line.push_str(": ");
-        line.push_str(&reason.to_string());
-        source = reason.source();
-    }
-    line
-}
-
 /// The socket to the controlling process.
 struct Control(UnixStream);
 
@@ -196,10 +166,7 @@ impl Control {
 
     /// Tells the controlling process. If it is gone it does not want to know, and the event loop stops the machine.
     fn send(&mut self, event: &Event) {
-        // An event has nothing that JSON could not express.
-        let mut line = serde_json::to_string(event).unwrap_or_default();
-        line.push('\n');
-        let _ = self.0.write_all(line.as_bytes());
+        let _ = self.0.write_all(event.line().as_bytes());
     }
 }
 
@@ -252,22 +219,6 @@ mod tests {
         let error = control.receive_config().unwrap_err();
 
         assert_eq!(sentence(&error), expected);
-    }
-
-    #[rstest]
-    #[case::running(Event::Running, r#"{"event":"running"}"#)]
-    #[case::exit(Event::Exit { reason: Exit::TripleFault }, r#"{"event":"exit","reason":"triple_fault"}"#)]
-    #[case::error(Event::Error { message: "no".to_owned() }, r#"{"event":"error","message":"no"}"#)]
-    fn event_is_a_line_of_json(#[case] event: Event, #[case] expected: &str) {
-        let (mut control, mut peer) = control();
-
-        control.send(&event);
-        drop(control);
-
-        let mut found = String::new();
-        peer.read_to_string(&mut found).unwrap();
-        assert_eq!(found, format!("{expected}\n"));
-        assert_eq!(serde_json::from_str::<Event>(&found).unwrap(), event);
     }
 
     #[rstest]

@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use coracle_boot::{Boot, BootError};
 use coracle_memory::{GuestMemory, MemoryError};
@@ -15,12 +16,14 @@ use vmm_sys_util::errno;
 
 use crate::bus::Buses;
 use crate::config::Config;
-use crate::devices::{self, Parts};
+use crate::control::Control;
+use crate::devices::{self, DiskThreads, Parts};
 use crate::ending::Ending;
 use crate::event_loop::EventLoop;
-use crate::filters::{FilterError, Filters};
+use crate::filters::{Filter, FilterError, Filters};
+use crate::gdb::{Gdb, RunningGdb};
 use crate::machine::Machine;
-use crate::vcpu::{self, Context, Kicks, Vcpu, VcpuThread};
+use crate::vcpu::{self, Context, Kicks, Vcpu, VcpuGroup};
 use crate::{DeviceError, EventLoopError, Exit, Fault, KvmError};
 
 /// Why a virtual machine cannot be made, or has ended against everybody's will.
@@ -70,6 +73,9 @@ pub enum VmError {
     /// A thread is not to be had.
     #[error("a vCPU's thread cannot be started")]
     Thread(#[source] std::io::Error),
+    /// A thread is not to be had.
+    #[error("a disk's thread cannot be started")]
+    DiskThread(#[source] std::io::Error),
     /// The calling thread cannot be confined.
     #[error("the event loop's thread cannot be confined")]
     Confine(#[from] FilterError),
@@ -78,16 +84,21 @@ pub enum VmError {
     Failed(#[from] Fault),
 }
 
+/// For how long the threads of vCPUs are waited for when the machine has ended. They end at once, unless one waits for a
+/// log that nobody reads.
+const END: Duration = Duration::from_secs(2);
+
 /// A virtual machine that does not run yet.
 ///
 /// Everything that can fail for want of resources happens in [`Vm::new`]; [`start`](Self::start) only makes threads.
 pub struct Vm {
-    vcpus: Vec<Vcpu>,
+    vcpus: Arc<VcpuGroup>,
     buses: Arc<Buses>,
     event_loop: EventLoop,
+    disk_loops: Vec<EventLoop>,
     ending: Arc<Ending>,
     machine: Machine,
-    kicks: Kicks,
+    gdb: Option<Gdb>,
 }
 
 impl Vm {
@@ -114,6 +125,12 @@ impl Vm {
         let parts = Parts::take(&mut config);
         let devices = devices::assemble(parts, &machine, &mut event_loop, &ending)?;
 
+        let gdb = config
+            .gdb
+            .map(|listener| Gdb::new(listener, config.gdb_wait, machine.blocks_interrupts()))
+            .transpose()
+            .map_err(EventLoopError::Event)?;
+
         let (kernel, initrd) = (File::from(config.kernel), config.initrd.map(File::from));
         let start = coracle_boot::load(
             machine.memory(),
@@ -130,12 +147,13 @@ impl Vm {
             first.set_start(&start)?;
         }
         Ok(Self {
-            vcpus,
+            vcpus: Arc::new(VcpuGroup::new(vcpus, kicks)),
             buses: Arc::new(devices.buses),
             event_loop,
+            disk_loops: devices.disk_loops,
             ending,
             machine,
-            kicks,
+            gdb,
         })
     }
 
@@ -150,6 +168,19 @@ impl Vm {
         self.event_loop.stop_when_closed(peer);
     }
 
+    /// Does what is asked for on `socket`, one [`Request`](crate::role::Request) a line, and answers there. Stops the
+    /// machine when the other end is closed.
+    pub fn obey(&mut self, socket: UnixStream) {
+        let control = Control::new(
+            socket,
+            Arc::clone(&self.vcpus),
+            self.machine.memory().clone(),
+            Arc::clone(&self.ending),
+        );
+        self.vcpus.notify(self.event_loop.waker());
+        self.event_loop.control(control);
+    }
+
     /// Starts the vCPUs. With `filters` their threads, and then the calling thread, can make only the system calls
     /// that running a machine takes; the calling thread keeps that confinement.
     ///
@@ -157,26 +188,39 @@ impl Vm {
     ///
     /// [`VmError::Thread`] or [`VmError::Confine`]; vCPUs that run already are stopped again.
     pub fn start(self, filters: Option<Filters>) -> Result<RunningVm, VmError> {
-        let (vcpu_filter, loop_filter) = filters
-            .map(|filters| (Arc::new(filters.vcpu), filters.event_loop))
-            .unzip();
+        let (vcpu_filter, loop_filter, disk_filter) = match filters {
+            None => (None, None, None),
+            Some(filters) => (
+                Some(Arc::new(filters.vcpu)),
+                Some(filters.event_loop),
+                Some(filters.disk),
+            ),
+        };
+        let disks = DiskThreads::start(self.disk_loops, disk_filter, Arc::clone(&self.ending))
+            .map_err(VmError::DiskThread)?;
         let context = Context {
             buses: self.buses,
             ending: self.ending,
-            stop: Arc::new(AtomicBool::new(false)),
             filter: vcpu_filter,
-            kicks: self.kicks,
+            stops: self.gdb.as_ref().map(Gdb::stops),
         };
         let mut running = RunningVm {
-            threads: Vec::with_capacity(self.vcpus.len()),
+            gdb: None,
+            vcpus: self.vcpus,
             event_loop: Some(self.event_loop),
-            stop: Arc::clone(&context.stop),
+            _disks: disks,
             _buses: Arc::clone(&context.buses),
-            _machine: self.machine,
+            machine: self.machine,
         };
-        for vcpu in self.vcpus {
-            let thread = VcpuThread::spawn(vcpu, context.clone()).map_err(VmError::Thread)?;
-            running.threads.push(thread);
+        if let Some(gdb) = &self.gdb {
+            gdb.prepare(&running.vcpus);
+        }
+        running.vcpus.start(&context).map_err(VmError::Thread)?;
+        if let Some(gdb) = self.gdb {
+            let filter = loop_filter.as_ref().map(|_| Filter::debugger());
+            let (vcpus, memory) = (Arc::clone(&running.vcpus), running.machine.memory().clone());
+            let started = gdb.start(vcpus, memory, context.ending, filter.transpose()?);
+            running.gdb = Some(started.map_err(VmError::Thread)?);
         }
         if let Some(filter) = loop_filter {
             filter.apply()?;
@@ -199,7 +243,7 @@ pub(crate) fn open_kvm() -> Result<Kvm, VmError> {
     Kvm::new().map_err(VmError::OpenKvm)
 }
 
-/// Memory that the backends of shared file systems can map too, if there are any.
+/// Memory that vhost-user back ends can map too, if there are any.
 fn memory(config: &Config<OwnedFd>) -> Result<GuestMemory, VmError> {
     let mib = config.memory_mib;
     let size = mib
@@ -207,7 +251,8 @@ fn memory(config: &Config<OwnedFd>) -> Result<GuestMemory, VmError> {
         .filter(|size| *size > 0)
         .ok_or(VmError::MemorySize { mib })?;
     let ranges = coracle_memory::layout(size);
-    let memory = match config.fs.is_empty() {
+    let is_private = config.fs.is_empty() && config.vhost_user.is_empty();
+    let memory = match is_private {
         true => GuestMemory::anonymous(&ranges),
         false => GuestMemory::shared(&ranges),
     };
@@ -239,12 +284,13 @@ impl Stopper {
 
 /// A virtual machine whose vCPUs run. Its devices are served while somebody waits for its end. Dropping it stops it.
 pub struct RunningVm {
-    threads: Vec<VcpuThread>,
+    gdb: Option<RunningGdb>,
+    vcpus: Arc<VcpuGroup>,
     /// Gone once the machine has ended.
     event_loop: Option<EventLoop>,
-    stop: Arc<AtomicBool>,
+    _disks: DiskThreads,
     _buses: Arc<Buses>,
-    _machine: Machine,
+    machine: Machine,
 }
 
 impl RunningVm {
@@ -265,14 +311,11 @@ impl RunningVm {
     }
 
     fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
         // A vCPU that waits for the event loop to take a worker gets its answer by this.
         self.event_loop = None;
-        for thread in &self.threads {
-            thread.kick();
-        }
-        for thread in self.threads.drain(..) {
-            thread.join();
+        self.vcpus.stop(END);
+        if let Some(gdb) = &mut self.gdb {
+            gdb.stop();
         }
     }
 }

@@ -9,7 +9,7 @@ use std::io::{PipeReader, Read, pipe};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::harness::{Needs, Tests};
 use common::{code, config, file};
@@ -31,7 +31,16 @@ fn main() {
                     "triple_fault",
                     (code::TRIPLE_FAULT.to_vec(), Exit::TripleFault),
                 ),
+                (
+                    "triple_fault_of_another_vcpu",
+                    (another_vcpu_meets_a_triple_fault(), Exit::TripleFault),
+                ),
             ],
+        )
+        .cases(
+            Needs::Kvm,
+            named!(first_vcpu_wakes_the_others),
+            [("of_1", 1), ("of_2", 2), ("of_16", 16), ("of_32", 32)],
         )
         .cases(
             Needs::Kvm,
@@ -49,6 +58,7 @@ fn main() {
             [
                 ("one_spinning", (&code::SPIN[..], 1)),
                 ("four_spinning", (&code::SPIN, 4)),
+                ("thirty_two_that_wait", (&code::SPIN, 32)),
                 ("one_halted", (&code::HALT, 1)),
                 ("four_halted", (&code::HALT, 4)),
             ],
@@ -67,6 +77,8 @@ fn main() {
                 machine_stops_when_its_peer_is_gone,
                 running_machine_that_is_dropped_leaves_nothing,
                 second_vcpu_waits_to_be_woken,
+                vcpus_that_spin_are_stopped_together,
+                instruction_that_cannot_be_fetched_is_an_internal_error,
             ],
         )
         .run()
@@ -106,7 +118,7 @@ fn refusals() -> [(&'static str, Refusal); 7] {
             "kernel_that_is_none",
             (
                 |config| config.kernel = file(&[b'#'; 100]).into(),
-                "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 23 23 23 23",
+                "the guest cannot boot: the kernel cannot be loaded: the kernel image is neither an ELF file nor a bzImage: it begins with the bytes 23 23 23 23",
             ),
         ),
         (
@@ -146,12 +158,74 @@ fn serial_output(code: &[u8], change: impl FnOnce(&mut Config<OwnedFd>)) -> Vec<
     output
 }
 
+fn another_vcpu_meets_a_triple_fault() -> Vec<u8> {
+    let code = [&code::ENTER_PROTECTED_MODE[..], &code::TRIPLE_FAULT].concat();
+    [code::segments(), code::wake_others(&code)].concat()
+}
+
 fn guest_ends_its_machine((code, expected): (Vec<u8>, Exit)) {
     let code = [&code[..], &code::SPIN].concat();
 
-    let exit = Vm::new(config(&code)).unwrap().run().unwrap();
+    let exit = Vm::new(Config {
+        vcpus: 2,
+        ..config(&code)
+    })
+    .unwrap()
+    .run()
+    .unwrap();
 
     assert_eq!(exit, expected);
+}
+
+fn instruction_that_cannot_be_fetched_is_an_internal_error() {
+    let error = Vm::new(config(&code::JUMP_NOWHERE))
+        .unwrap()
+        .run()
+        .unwrap_err();
+
+    assert_eq!(
+        sentence(&error),
+        "the virtual machine failed: vCPU 0 cannot go on: KVM met an internal error, number 1"
+    );
+}
+
+fn first_vcpu_wakes_the_others(vcpus: u8) {
+    let code = [
+        code::wake_others(&code::COUNT_ME),
+        code::wait_for_count(u16::from(vcpus) - 1),
+        code::power_off(),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+
+    let mut output = serial_output(&code, |config| config.vcpus = vcpus);
+
+    output.sort();
+    assert_eq!(output, (1..vcpus).collect::<Vec<_>>());
+}
+
+fn vcpus_that_spin_are_stopped_together() {
+    let (config, mut reader) = with_serial(
+        &[
+            &code::wake_others(&[&code::COUNT_ME[..23], &code::SPIN].concat())[..],
+            &code::SPIN,
+        ]
+        .concat(),
+    );
+    let running = Vm::new(Config {
+        vcpus: 32,
+        ..config
+    })
+    .unwrap()
+    .start(None)
+    .unwrap();
+    reader.read_exact(&mut [0; 31]).unwrap();
+
+    let begin = Instant::now();
+    drop(running);
+
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 fn guest_writes_to_the_serial_port() {

@@ -19,7 +19,7 @@ use common::harness::{Needs, Tests};
 use common::process::{DEADLINE, Vmm, error_message};
 use common::{code, driver, file};
 use coracle_vmm::role::Event;
-use coracle_vmm::{EmptyNetwork, Exit, Vsock};
+use coracle_vmm::{Config, EmptyNetwork, Exit, Vsock};
 fn main() {
     let descriptor_that_is_not_there: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":77}"#;
     let control_socket_as_kernel: &[u8] = br#"{"vcpus":1,"memory_mib":16,"kernel":3}"#;
@@ -47,7 +47,7 @@ fn main() {
                 ("no_json", (b"{]", "the configuration is wrong: ")),
                 ("descriptor_that_is_not_there", (descriptor_that_is_not_there, "the configuration cannot be used: descriptor 77, named by the configuration, is not open")),
                 ("control_socket_as_kernel", (control_socket_as_kernel, "the configuration names descriptor 3, which is the control socket")),
-                ("kernel_that_is_none", (kernel_that_is_none, "the guest cannot boot: the kernel cannot be loaded: the kernel image is not an ELF file: it begins with the bytes 68 65 6c 6c")),
+                ("kernel_that_is_none", (kernel_that_is_none, "the guest cannot boot: the kernel cannot be loaded: the kernel image is neither an ELF file nor a bzImage: it begins with the bytes 68 65 6c 6c")),
                 ("relative_socket", (relative_socket, "the path vsock of the vsock device's socket is not absolute or has no file name")),
             ],
         )
@@ -65,11 +65,14 @@ fn main() {
                 jailed_process_is_in_the_network_that_it_was_given,
                 every_thread_is_confined,
                 descriptors_that_are_not_named_are_closed,
+                kernel_in_a_bzimage_boots,
                 entropy_device_answers_a_confined_guest,
                 console_of_a_confined_guest_is_logged,
+                console_of_a_confined_guest_takes_input,
                 host_connects_to_a_confined_guest,
                 confined_guest_connects_to_the_host,
                 nothing_is_left_of_a_killed_machine,
+                log_that_nobody_reads_does_not_keep_a_machine,
                 dump_of_the_process_is_not_to_be_had,
             ],
         )
@@ -242,6 +245,17 @@ fn descriptors_that_are_not_named_are_closed() {
     assert!(!open.contains(&identity), "{open:?}");
 }
 
+fn kernel_in_a_bzimage_boots() {
+    let image = common::compressed_kernel(&[&code::power_off()[..], &code::SPIN].concat());
+    let mut vmm = Vmm::start(vec![file(&image).into()]);
+    vmm.send(&serde_json::to_vec(&Config::new(1, 16, 4)).unwrap());
+
+    let (events, _, stderr) = vmm.finish();
+
+    let reason = Exit::Shutdown;
+    assert_eq!(events, [Event::Running, Event::Exit { reason }], "{stderr}");
+}
+
 fn entropy_device_answers_a_confined_guest() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let code = [
@@ -288,6 +302,33 @@ fn console_of_a_confined_guest_is_logged() {
     std::io::Seek::rewind(&mut log).unwrap();
     log.read_to_string(&mut output).unwrap();
     assert_eq!(output, "boat", "{events:?} {stderr}");
+}
+
+fn console_of_a_confined_guest_takes_input() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let code = [
+        driver::set_up(driver::WINDOW, 2),
+        driver::publish(driver::WINDOW, 0, 16, true),
+        driver::wait_for_used(0),
+        code::load(driver::buffer(0)),
+        code::print_eax(),
+        code::power_off(),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+    let mut vmm = Vmm::with_guest(&code, vec![writer.into(), theirs.into()], |config| {
+        config.serial_log = Some(5);
+        config.console_input = Some(6);
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    ours.write_all(b"boat").unwrap();
+
+    let (events, _, stderr) = vmm.finish();
+    let mut output = Vec::new();
+    reader.read_to_end(&mut output).unwrap();
+    assert_eq!(output, b"boat", "{events:?} {stderr}");
 }
 
 /// A guest with a vsock device that waits for a packet and prints how long it was.
@@ -363,6 +404,25 @@ fn confined_guest_connects_to_the_host() {
     };
 
     assert!(accepted, "the guest's connection did not arrive");
+}
+
+fn log_that_nobody_reads_does_not_keep_a_machine() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let write = code::out(0x3f8, b'.');
+    let back = (-(write.len() as i8) - 2).cast_unsigned();
+    let code = [&write[..], &[0xeb, back]].concat();
+    let mut vmm = Vmm::with_guest(&code, vec![writer.into()], |config| {
+        config.serial_log = Some(5);
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+    // Until the pipe is full.
+    sleep(Duration::from_millis(500));
+
+    let control = vmm.control.get_ref();
+    control.shutdown(std::net::Shutdown::Write).unwrap();
+
+    let reason = Exit::Stopped;
+    assert_eq!(vmm.finish().0, [Event::Exit { reason }]);
 }
 
 fn nothing_is_left_of_a_killed_machine() {

@@ -25,57 +25,72 @@ const ANSWER: usize = 32;
 /// Connections of the guest that may wait to be accepted, besides one that is.
 const WAITING: i32 = 1;
 
-/// Ports of the host for the container's streams, in the order of their numbers.
-pub const STREAM_PORTS: [u32; 3] = [2000, 2001, 2002];
+/// The first of the host's ports for the streams of processes.
+const FIRST_STREAM: u32 = 2000;
 
-/// Sockets on which the guest calls: bound before it starts, so that no call can come too early.
-pub struct Listeners {
-    pub agent: AgentListener,
-    pub streams: StreamListeners,
+/// The host's ports for one process's standard streams.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamPorts {
+    pub stdin: Option<u32>,
+    pub stdout: u32,
+    /// A terminal has one output.
+    pub stderr: Option<u32>,
 }
 
-/// Where the agent says that it serves.
+/// Which standard streams a process has.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub stdin: bool,
+    pub terminal: bool,
+}
+
+impl StreamPorts {
+    /// The ports of the `number`th process of a run.
+    pub fn of_process(number: u32, shape: Shape) -> Self {
+        // A run comes to its end before its numbers do.
+        let first = FIRST_STREAM.saturating_add(number.saturating_mul(3));
+        Self {
+            stdin: shape.stdin.then_some(first),
+            stdout: first.saturating_add(1),
+            stderr: (!shape.terminal).then_some(first.saturating_add(2)),
+        }
+    }
+}
+
+/// Where the agent says that it serves: bound before the guest starts, so that no call can come too early.
 pub struct AgentListener {
     directory: PathBuf,
     listener: UnixListener,
 }
 
-/// Where the agent connects the container's streams.
+/// Where the agent connects a process's streams.
 pub struct StreamListeners {
-    directory: PathBuf,
-    listeners: [UnixListener; 3],
+    stdin: Option<StreamListener>,
+    stdout: StreamListener,
+    stderr: Option<StreamListener>,
 }
 
-/// The container's standard streams.
+struct StreamListener {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+/// A process's standard streams.
 pub struct Streams {
-    pub stdin: UnixStream,
+    pub stdin: Option<UnixStream>,
     pub stdout: UnixStream,
-    pub stderr: UnixStream,
-}
-
-impl Listeners {
-    /// Binds the host's ports in `directory`.
-    pub fn bind(directory: &Path) -> Result<Self> {
-        let bind = |port| {
-            let path = path_of(directory, port);
-            through_descriptor(&path, |path| listen(&path))
-                .with_context(|| format!("cannot listen on {}", path.display()))
-        };
-        let [stdin, stdout, stderr] = STREAM_PORTS;
-        Ok(Self {
-            agent: AgentListener {
-                directory: directory.to_owned(),
-                listener: bind(READY_PORT)?,
-            },
-            streams: StreamListeners {
-                directory: directory.to_owned(),
-                listeners: [bind(stdin)?, bind(stdout)?, bind(stderr)?],
-            },
-        })
-    }
+    pub stderr: Option<UnixStream>,
 }
 
 impl AgentListener {
+    /// Listens in `directory`.
+    pub fn bind(directory: &Path) -> Result<Self> {
+        Ok(Self {
+            directory: directory.to_owned(),
+            listener: listen(&path_of(directory, READY_PORT))?,
+        })
+    }
+
     /// Waits for the agent's hello and connects to it. `gone` is readable once the guest has ended.
     pub fn connect<'g>(self, patience: &mut Patience, gone: BorrowedFd<'g>) -> Result<Guest<'g>> {
         let what = "the guest's agent";
@@ -103,31 +118,66 @@ impl AgentListener {
 }
 
 impl StreamListeners {
-    /// Accepts the streams, which the agent has connected by the time it has made the container. Nothing in the
+    /// Listens on `ports` in `directory`.
+    pub fn bind(directory: &Path, ports: StreamPorts) -> Result<Self> {
+        let bind = |port| StreamListener::bind(path_of(directory, port));
+        Ok(Self {
+            stdin: ports.stdin.map(bind).transpose()?,
+            stdout: bind(ports.stdout)?,
+            stderr: ports.stderr.map(bind).transpose()?,
+        })
+    }
+
+    /// Accepts the streams, which the agent has connected by the time it has made the process. Nothing in the
     /// guest can connect to these ports afterwards: who waits to be accepted costs the host memory.
-    pub fn accept(self, patience: &mut Patience, gone: BorrowedFd<'_>) -> Result<Streams> {
-        let [stdin, stdout, stderr] = &self.listeners;
-        let streams = Streams {
-            stdin: accept(stdin, patience, gone).context("the container's stdin")?,
-            stdout: accept(stdout, patience, gone).context("the container's stdout")?,
-            stderr: accept(stderr, patience, gone).context("the container's stderr")?,
+    pub fn accept(self) -> Result<Streams> {
+        let accept = |listener: Option<StreamListener>, name| {
+            listener.map(|listener| listener.accept(name)).transpose()
         };
-        for port in STREAM_PORTS {
-            let path = path_of(&self.directory, port);
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-        Ok(streams)
+        Ok(Streams {
+            stdin: accept(self.stdin, "stdin")?,
+            stdout: self.stdout.accept("stdout")?,
+            stderr: accept(self.stderr, "stderr")?,
+        })
+    }
+}
+
+impl StreamListener {
+    fn bind(path: PathBuf) -> Result<Self> {
+        let listener = listen(&path)?;
+        listener
+            .set_nonblocking(true)
+            .context("cannot set up a socket")?;
+        Ok(Self { path, listener })
+    }
+
+    fn accept(self, name: &str) -> Result<UnixStream> {
+        let (stream, _) = self
+            .listener
+            .accept()
+            .with_context(|| format!("the guest's agent has not connected {name}"))?;
+        Ok(stream)
+    }
+}
+
+impl Drop for StreamListener {
+    fn drop(&mut self) {
+        // The directory goes with the run.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
 /// Listens for a guest that connects once. More that it makes would wait to be accepted, and what is sent on them costs
 /// the host memory: the VMM makes no more of them than there is room for, and refuses them after a while.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let (flags, address) = (SocketFlags::CLOEXEC, SocketAddrUnix::new(path)?);
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    bind(&socket, &address)?;
-    rustix::net::listen(&socket, WAITING)?;
-    Ok(socket.into())
+fn listen(path: &Path) -> Result<UnixListener> {
+    through_descriptor(path, |path| {
+        let (flags, address) = (SocketFlags::CLOEXEC, SocketAddrUnix::new(path)?);
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        bind(&socket, &address)?;
+        rustix::net::listen(&socket, WAITING)?;
+        Ok(socket.into())
+    })
+    .with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 fn path_of(directory: &Path, port: u32) -> PathBuf {

@@ -3,7 +3,7 @@
 //! what can be learnt from both when it fails.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -12,15 +12,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use coracle_agent_api::SHARE_TAG;
 use coracle_oci::plan::SandboxPlan;
-use coracle_vmm::role::Event;
-use coracle_vmm::{Config, EmptyNetwork, Exit, Share, Vsock};
+use coracle_vmm::role::{Action, Event};
+use coracle_vmm::{Config, Disk, EmptyNetwork, Exit, Net, Share, Vsock};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::directory::RunDirectory;
+use super::devices::Devices;
 use super::failure;
 use super::listeners::{SOCKET, through_descriptor};
-use super::patience::Patience;
+use super::patience::{Patience, TimedOut};
 use super::processes::{FIRST_FD, RoleProcess};
+use super::vmm::VmmControl;
+use crate::container::RunDirectory;
 use crate::guest_files::GuestFiles;
 use crate::roles::Role;
 
@@ -39,15 +41,17 @@ const GUEST_CID: u64 = 3;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the VMM may take to be gone after it closed its socket.
 const DYING: Duration = Duration::from_secs(1);
-/// The most that is read of the VMM's messages and of the guest's console.
+/// The most that is read of the guest's console.
 const READ_LIMIT: u64 = 1 << 20;
+/// How long a dump may take.
+const DUMP: Duration = Duration::from_secs(600);
 
 /// A started machine. Dropping it ends its processes.
 pub struct Machine {
-    control: UnixStream,
-    /// What the VMM said instead of what was waited for.
-    unexplained: Option<Event>,
+    control: VmmControl,
     console: File,
+    /// What is typed into the console comes from here.
+    keyboard: UnixStream,
     kernel: PathBuf,
     vmm: RoleProcess,
     fs: RoleProcess,
@@ -59,6 +63,7 @@ impl Machine {
         plan: &SandboxPlan,
         directory: &RunDirectory,
         guest: &GuestFiles,
+        devices: Devices,
         network: EmptyNetwork,
     ) -> Result<Self> {
         let kernel = guest.open_kernel()?;
@@ -69,8 +74,8 @@ impl Machine {
         let (fs, share) = start_fs(directory, plan.vm.memory_mib, network.as_fd())?;
         let console = memfd_create("console", MemfdFlags::CLOEXEC)
             .context("cannot make the console's log")?;
-        let (control, theirs) =
-            UnixStream::pair().context("cannot make the VMM's control socket")?;
+        let (control, theirs) = VmmControl::pair()?;
+        let (keyboard, input) = UnixStream::pair().context("cannot make the console's input")?;
         let serial = console
             .try_clone()
             .context("cannot duplicate the console's log")?;
@@ -85,32 +90,31 @@ impl Machine {
                 initramfs: initramfs.into(),
                 serial,
                 console: log,
+                keyboard: input.into(),
                 share: share.into(),
                 network,
+                devices,
             },
         );
         let vmm = RoleProcess::start(Role::Vmm, &[], descriptors)?;
         let mut machine = Self {
             control,
-            unexplained: None,
             console: console.into(),
+            keyboard,
             kernel: guest.kernel.clone(),
             vmm,
             fs,
         };
         machine
+            .control
             .configure(&config)
             .map_err(|error| machine.explain(error))?;
         Ok(machine)
     }
 
-    fn configure(&mut self, config: &Config) -> Result<()> {
-        let mut text =
-            serde_json::to_vec(config).context("cannot write the VMM's configuration")?;
-        text.push(b'\n');
-        self.control
-            .write_all(&text)
-            .context("cannot configure the VMM")
+    /// The processes of the host that the machine is.
+    pub fn processes(&self) -> [u32; 3] {
+        [std::process::id(), self.vmm.id(), self.fs.id()]
     }
 
     /// What is readable when the VMM has something to say: once the guest runs, that is its end.
@@ -121,19 +125,39 @@ impl Machine {
     /// Waits until the guest runs.
     pub fn wait_until_running(&mut self, patience: &mut Patience) -> Result<()> {
         patience.wait(self.control.as_fd(), None)?;
-        match self.next_event() {
+        match self.control.event(None) {
             Some(Event::Running) => Ok(()),
             event => {
-                self.unexplained = event;
+                self.control.put_back(event);
                 bail!("the VMM does not run the guest");
             }
         }
     }
 
+    /// Writes the guest's memory and registers to `file`, as an ELF core.
+    pub fn dump(&self, file: BorrowedFd<'_>) -> Result<()> {
+        self.control
+            .request(Action::Dump, Some(file), DUMP)
+            .context("cannot dump the guest")
+            .map(drop)
+    }
+
+    /// The console's log, which is read from any place, and what is typed into the console.
+    pub fn console(&self) -> [BorrowedFd<'_>; 2] {
+        [self.console.as_fd(), self.keyboard.as_fd()]
+    }
+
     /// The reason for `error`, a failure to get along with the guest, as far as it can be found.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let _ = self.control.set_read_timeout(Some(LAST_WORDS));
-        let event = self.unexplained.take().or_else(|| self.next_event());
+        let hang = error
+            .is::<TimedOut>()
+            .then(|| self.control.hang())
+            .flatten();
+        let error = match hang {
+            Some(hang) => anyhow!("{error}: {hang}"),
+            None => error,
+        };
+        let event = self.control.event(Some(LAST_WORDS));
         // Each of the two ends when the other does: the one that failed is the cause.
         let patience = match event {
             Some(Event::Exit { .. }) => Duration::ZERO,
@@ -157,14 +181,14 @@ impl Machine {
                 .failed(DYING)
                 .map_or(error, |failed| anyhow!(failed)),
         };
-        match failure::tail(&self.console()) {
+        match failure::tail(&self.console_text()) {
             tail if tail.is_empty() => reason,
             tail => anyhow!("{reason:#}\n{}", tail.trim_end()),
         }
     }
 
     fn explain_exit(&mut self, reason: Exit) -> anyhow::Error {
-        match (failure::panic_reason(&self.console()), reason) {
+        match (failure::panic_reason(&self.console_text()), reason) {
             (Some(reason), _) => anyhow!("the guest's kernel panicked: {reason}"),
             (None, Exit::TripleFault) => anyhow!("the guest's processor gave up (triple fault)"),
             (None, Exit::Reset) => anyhow!("the guest reset itself before its container had ended"),
@@ -175,23 +199,12 @@ impl Machine {
         }
     }
 
-    fn console(&mut self) -> String {
+    fn console_text(&mut self) -> String {
         let mut bytes = Vec::new();
         // What cannot be read is not shown.
         let _ = self.console.seek(SeekFrom::Start(0));
         let _ = (&self.console).take(READ_LIMIT).read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The VMM's next message; nothing if it ended, or does not speak within the socket's timeout.
-    fn next_event(&mut self) -> Option<Event> {
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while line.last() != Some(&b'\n') && (line.len() as u64) < READ_LIMIT {
-            self.control.read_exact(&mut byte).ok()?;
-            line.push(byte[0]);
-        }
-        serde_json::from_slice(&line).ok()
     }
 }
 
@@ -227,9 +240,11 @@ struct Files {
     kernel: OwnedFd,
     initramfs: OwnedFd,
     console: OwnedFd,
+    keyboard: OwnedFd,
     serial: OwnedFd,
     share: OwnedFd,
     network: OwnedFd,
+    devices: Devices,
 }
 
 /// Descriptors in the order of their numbers in the VMM's process.
@@ -247,21 +262,32 @@ impl Numbered {
         FIRST_FD + i32::try_from(number).unwrap_or(i32::MAX)
     }
 
+    /// What each thing becomes where its descriptor is a number.
+    fn add_all<T, N>(
+        &mut self,
+        things: Vec<T>,
+        number: impl Fn(T, &mut dyn FnMut(OwnedFd) -> i32) -> N,
+    ) -> Vec<N> {
+        things
+            .into_iter()
+            .map(|thing| number(thing, &mut |descriptor| self.add(descriptor)))
+            .collect()
+    }
+
     fn config(
         mut self,
         plan: &SandboxPlan,
         directory: &RunDirectory,
         files: Files,
     ) -> (Vec<OwnedFd>, Config) {
+        let kernel = self.add(files.kernel);
         let config = Config {
-            vcpus: plan.vm.vcpus,
-            memory_mib: plan.vm.memory_mib,
-            kernel: self.add(files.kernel),
             initrd: Some(self.add(files.initramfs)),
             cmdline: [&[COMMAND_LINE.to_owned()], plan.kernel_arguments.as_slice()]
                 .concat()
                 .join(" "),
             console_log: Some(self.add(files.console)),
+            console_input: Some(self.add(files.keyboard)),
             serial_log: Some(self.add(files.serial)),
             fs: vec![Share {
                 tag: SHARE_TAG.into(),
@@ -273,6 +299,20 @@ impl Numbered {
             }),
             rng: true,
             network: Some(self.add(files.network)),
+            disks: self.add_all(files.devices.disks, |disk, add| Disk {
+                file: add(disk.file),
+                read_only: disk.read_only,
+                serial: disk.serial,
+            }),
+            nets: self.add_all(files.devices.nets, |net, add| Net {
+                tap: add(net.tap),
+                mac: net.mac,
+                mtu: net.mtu,
+            }),
+            vhost_user: self.add_all(files.devices.vhost_user, |device, add| device.map(add)),
+            gdb: files.devices.gdb.map(|socket| self.add(socket)),
+            gdb_wait: files.devices.gdb_wait,
+            ..Config::new(plan.vm.vcpus, plan.vm.memory_mib, kernel)
         };
         (self.0, config)
     }

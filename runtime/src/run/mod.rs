@@ -4,115 +4,416 @@
 //!
 //! What happens, in order: the image is found and unpacked (once); the run gets directories and a
 //! mount namespace of its own, with the tree that the guest sees; the machine is started; its
-//! agent calls back, is given the container's specification, and starts it; streams and signals
-//! go through until the container ends. Everything that was made is owned by a value here and
-//! goes with it.
+//! agent calls back, is given the container's specification, and starts it; streams, signals and
+//! what other processes ask go through until the container ends. Everything that was made is
+//! owned by a value here and goes with it.
 
-mod directory;
+mod detach;
+mod devices;
+mod etc;
 mod failure;
 mod guest;
-mod janitor;
 mod listeners;
 mod machine;
-mod mounts;
+pub mod mounts;
+mod network;
 mod origin;
 mod patience;
 mod processes;
-mod removal;
 mod signals;
-mod stdio;
+mod supervise;
+mod vmm;
 mod workdir;
 
 use std::fs;
-use std::path::Path;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use coracle_agent_api::SHARE_PATH;
-use coracle_oci::plan::{Places, Request, SandboxPlan, VmShape};
-use coracle_oci::spec::Overrides;
+use anyhow::{Context, Error, Result, ensure};
+use coracle_agent_api::{SHARE_MODULES, SHARE_PATH};
+use coracle_network::Attachment;
+use coracle_oci::plan::{self, SandboxPlan, VmShape};
+use coracle_oci::spec::{Overrides, TerminalSize};
+use coracle_oci::store::Lease;
 use coracle_oci::volume::Volume;
 use coracle_vmm::EmptyNetwork;
 
-use self::directory::RunDirectory;
-use self::guest::{CommandFailed, Refused};
-use self::listeners::Listeners;
+use self::detach::Ready;
+use self::devices::Devices;
+use self::guest::{CommandFailed, Guest, Refused};
+use self::listeners::{AgentListener, Shape, StreamListeners, StreamPorts, Streams};
 use self::machine::Machine;
 use self::origin::Tree;
 use self::patience::{Interrupted, Patience};
-use self::signals::Forwarding;
-use crate::cli::{Directories, RunArguments};
+use self::supervise::{End, Supervisor};
+use crate::cli::{Directories, Origin, RunArguments};
+use crate::config::Config;
+use crate::container::{Id, Places, Record, RunDirectory, Status, Time};
+use crate::control::Listener;
 use crate::guest_files::GuestFiles;
+use crate::output::{Log, Output, Sink, Stream, start_input};
 use crate::printable::printable;
+use crate::terminal::{self, Keeper};
+use crate::{EXIT_FAILURE, signal_names};
 
-/// Runs a container to its end and returns its exit status.
-pub fn run(directories: &Directories, arguments: &RunArguments) -> Result<u8> {
-    match run_container(directories, arguments) {
-        Ok(status) => Ok(status),
-        Err(error) => match (
-            error.downcast_ref::<CommandFailed>(),
-            error.downcast_ref::<Interrupted>(),
-        ) {
-            (Some(failed), _) => {
-                eprintln!("coracle: {}", printable(&failed.to_string()));
-                Ok(failed.status)
+pub use self::listeners::through_descriptor;
+pub use self::mounts::detach;
+pub use self::signals::Forwarding;
+/// Exit status of a container whose machine was ended under it: that of a kill.
+const CUT_OFF: u8 = 137;
+
+/// Runs a container, to its end or to its start in the background, and returns the status to exit with.
+pub fn run(directories: &Directories, config: &Config, arguments: &RunArguments) -> Result<u8> {
+    check(directories, arguments)?;
+    let place = Place {
+        directories,
+        config,
+        arguments,
+    };
+    let outcome = if arguments.detach {
+        detach::in_background(|ready| run_container(place, None, Some(ready)))
+    } else {
+        let keeper = match arguments.tty && arguments.interactive {
+            true => Keeper::start()?,
+            false => None,
+        };
+        run_container(place, keeper, None)
+    };
+    outcome.or_else(|error| status_of(&error).map(Ok).unwrap_or(Err(error)))
+}
+
+/// What a run goes by.
+#[derive(Clone, Copy)]
+struct Place<'r> {
+    directories: &'r Directories,
+    config: &'r Config,
+    arguments: &'r RunArguments,
+}
+
+fn run_container(place: Place<'_>, keeper: Option<Keeper>, ready: Option<Ready>) -> Result<u8> {
+    let (run, live) = Run::prepare(place, keeper, ready)?;
+    run.live(live)
+}
+
+/// Fails early and clearly where nothing can come of it.
+fn check(directories: &Directories, arguments: &RunArguments) -> Result<()> {
+    ensure!(
+        !(arguments.interactive && arguments.tty && !arguments.detach) || io::stdin().is_terminal(),
+        "standard input is no terminal, so the container's cannot be one (leave out -t)"
+    );
+    let guest = guest_files(directories, arguments);
+    guest.open_kernel()?;
+    guest.open_initramfs()?;
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map(drop)
+        .context("cannot open /dev/kvm (coracle check says what to do)")
+}
+
+/// The exit status that tells an error which is the container's or the user's own; the message goes with it.
+fn status_of(error: &Error) -> Option<u8> {
+    if let Some(failed) = error.downcast_ref::<CommandFailed>() {
+        eprintln!("coracle: {}", printable(&failed.to_string()));
+        return Some(failed.status);
+    }
+    let Interrupted(signal) = error.downcast_ref()?;
+    Some(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}
+
+/// A run for which all is prepared that does not take a machine.
+struct Run<'r> {
+    place: Place<'r>,
+    /// Gives the user's terminal back.
+    keeper: Option<Keeper>,
+    log: Option<Log>,
+    plan: SandboxPlan,
+    // After the machine's processes, which have its taps open.
+    attachment: Option<Attachment>,
+    /// What the container starts from stays in the store while it runs.
+    _lease: Option<Lease>,
+    record: Record,
+    directory: RunDirectory,
+}
+
+/// What is used up by a run's life.
+struct Live {
+    listener: Listener,
+    signals: Forwarding,
+    /// What the machine's processes are shut into.
+    jail: EmptyNetwork,
+    ready: Option<Ready>,
+}
+
+impl<'r> Run<'r> {
+    /// Finds the image, makes the run's directories, and mounts what the guest is to see.
+    fn prepare(
+        place: Place<'r>,
+        keeper: Option<Keeper>,
+        ready: Option<Ready>,
+    ) -> Result<(Self, Live)> {
+        let Place {
+            directories,
+            config,
+            arguments,
+        } = place;
+        let volumes = arguments
+            .volume
+            .iter()
+            .map(Volume::with_existing_source)
+            .collect::<Result<Vec<_>, _>>()?;
+        let places = Places {
+            network: config.network.clone(),
+            ..Places::of(directories)
+        };
+        // Directories come before threads: the janitor is a fork.
+        let directory = RunDirectory::create(&places)?;
+        let mut record = record(&directory, arguments);
+        directory.announce(arguments.name.as_ref(), &record)?;
+        let overrides = overrides(arguments, directory.id());
+        let tree = Tree::find(&directories.root, config, arguments)?;
+        // Until here a signal ends the process, and the janitor cleans up.
+        let signals = Forwarding::catch()?;
+        let jail = EmptyNetwork::begin().context("cannot make a network namespace")?;
+        let plan = SandboxPlan::new(plan::Request {
+            id: directory.id().as_str(),
+            vm: VmShape {
+                vcpus: arguments.cpus.unwrap_or(config.run.cpus),
+                memory_mib: arguments.memory.unwrap_or(config.run.memory_mib),
+            },
+            config: &tree.config,
+            overrides: &overrides,
+            user: &tree.user(&overrides)?,
+            volumes: &volumes,
+            disks: &arguments.disk,
+            places: plan::Places {
+                lower: &tree.path,
+                upper: &directory.upper(),
+                work: &directory.work(),
+                share: &directory.share(),
+                guest_share: Path::new(SHARE_PATH),
+            },
+        })?;
+        record.stop_signal = tree.stop_signal()?;
+        record.plan = serde_json::to_value(&plan).ok();
+        record.tree = tree.path;
+        let log = arguments
+            .is_logged()
+            .then(|| Log::create(directory.container(), config.log_limit))
+            .transpose()?;
+        let listener = Listener::bind(directory.state())?;
+        share(&plan, &directory, &guest_files(directories, arguments))?;
+        let attachment = network::make(directory.id(), &arguments.network, config)?;
+        record.note_network(&arguments.network.networks(config), attachment.as_ref());
+        etc::write(&plan, directory.id(), attachment.as_ref())?;
+        let live = Live {
+            listener,
+            signals,
+            jail,
+            ready,
+        };
+        let run = Self {
+            place,
+            keeper,
+            log,
+            plan,
+            attachment,
+            _lease: tree.lease,
+            record,
+            directory,
+        };
+        Ok((run, live))
+    }
+
+    /// Starts the machine and stays until its container has ended; returns the container's status.
+    fn live(mut self, live: Live) -> Result<u8> {
+        let outcome = self.serve(live);
+        if self.record.status != Status::Starting {
+            let (status, reason) = match &outcome {
+                Ok(End::Exited {
+                    status,
+                    out_of_memory,
+                }) => (*status, out_of_memory.then(|| "out of memory".to_owned())),
+                Ok(End::CutOff) => (CUT_OFF, Some("its machine was ended".to_owned())),
+                Err(error) => (EXIT_FAILURE, Some(printable(&format!("{error:#}")))),
+            };
+            self.record.status = Status::Exited {
+                at: Time::now(),
+                status,
+                reason,
+            };
+            self.record.write(self.directory.container())?;
+        }
+        outcome.map(|end| match end {
+            End::Exited { status, .. } => status,
+            End::CutOff => CUT_OFF,
+        })
+    }
+
+    fn serve(&mut self, live: Live) -> Result<End> {
+        let Live {
+            listener,
+            signals,
+            jail,
+            ready,
+        } = live;
+        let guest = guest_files(self.place.directories, self.place.arguments);
+        let vsock = self.directory.vsock();
+        let agent = AgentListener::bind(&vsock)?;
+        let ports = StreamPorts::of_process(0, self.shape());
+        let streams = StreamListeners::bind(&vsock, ports)?;
+        let devices = Devices::open(&self.plan, self.place.arguments, self.attachment.as_ref())?;
+        let mut machine = Machine::start(&self.plan, &self.directory, &guest, devices, jail)?;
+        let mut patience = Patience::new(self.boot_timeout(), signals);
+        let outcome = machine.wait_until_running(&mut patience).and_then(|()| {
+            let guest = agent.connect(&mut patience, machine.control())?;
+            let (guest, streams) = self.create(guest, streams, ports, &mut patience)?;
+            self.converse(guest, streams, &machine, &listener, patience, ready)
+        });
+        outcome.map_err(|error| {
+            // What the guest refused, or the user interrupted, needs no explanation.
+            if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<Refused>() {
+                error
+            } else {
+                machine.explain(error)
             }
-            (None, Some(Interrupted(signal))) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
-            (None, None) => Err(error),
-        },
+        })
+    }
+
+    /// Has the guest make the container, whose streams are connected then.
+    fn create<'g>(
+        &self,
+        mut guest: Guest<'g>,
+        listeners: StreamListeners,
+        ports: StreamPorts,
+        patience: &mut Patience,
+    ) -> Result<(Guest<'g>, Streams)> {
+        let spec = serde_json::to_vec(&self.plan.spec)
+            .context("cannot write the container's specification")?;
+        let sandbox = network::sandbox(self.attachment.as_ref());
+        guest.set_up(self.directory.id().as_str(), sandbox, patience)?;
+        guest.create(spec, ports, patience)?;
+        Ok((guest, listeners.accept()?))
+    }
+
+    /// Has the guest start the container's command, and stays until that has ended.
+    fn converse(
+        &mut self,
+        mut guest: Guest<'_>,
+        streams: Streams,
+        machine: &Machine,
+        listener: &Listener,
+        mut patience: Patience,
+        ready: Option<Ready>,
+    ) -> Result<End> {
+        let silent = self.place.arguments.detach;
+        let stdout = self.output(Stream::Stdout, streams.stdout, (!silent).then(io::stdout))?;
+        let stderr = streams
+            .stderr
+            .map(|stream| self.output(Stream::Stderr, stream, (!silent).then(io::stderr)))
+            .transpose()?;
+        guest.start(&mut patience)?;
+        self.started(ready)?;
+        // In the background there is nobody to type: the stream stays open, and nothing comes.
+        let mut stdin = streams.stdin;
+        if let Some(stream) = stdin.take_if(|_| !silent) {
+            start_input(stream)?;
+        }
+        let vsock = self.directory.vsock();
+        let signals = patience.into_signals();
+        let end = Supervisor::new(guest, machine, &self.plan, &vsock, signals).run(listener)?;
+        if end != End::CutOff {
+            stdout.finish()?;
+            stderr.map_or(Ok(()), Output::finish)?;
+        }
+        Ok(end)
+    }
+
+    /// The container's command runs.
+    fn started(&mut self, ready: Option<Ready>) -> Result<()> {
+        self.record.status = Status::Running {
+            since: Time::now(),
+            runner: std::process::id(),
+        };
+        self.record.write(self.directory.container())?;
+        if let Some(keeper) = &self.keeper {
+            keeper.make_raw()?;
+        }
+        ready.map_or(Ok(()), |ready| ready.tell(self.directory.id()))
+    }
+
+    /// Begins to hand on what comes from `guest`: into the log, and to a stream of ours.
+    fn output(&self, stream: Stream, guest: UnixStream, ours: Option<impl AsFd>) -> Result<Output> {
+        let sink = Sink::default().logged(self.log.as_ref(), stream);
+        let sink = match ours {
+            Some(ours) => sink.to(ours)?,
+            None => sink,
+        };
+        Output::start(stream, guest, sink)
+    }
+
+    fn boot_timeout(&self) -> Duration {
+        let named = self.place.arguments.boot_timeout;
+        named.unwrap_or(self.place.config.run.boot_timeout)
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            stdin: self.place.arguments.interactive,
+            terminal: self.place.arguments.tty,
+        }
     }
 }
 
-fn run_container(directories: &Directories, arguments: &RunArguments) -> Result<u8> {
-    let guest = GuestFiles::find(
+fn guest_files(directories: &Directories, arguments: &RunArguments) -> GuestFiles {
+    GuestFiles::find(
         &directories.guest,
         arguments.kernel.as_deref(),
         arguments.initrd.as_deref(),
-    );
-    guest.open_kernel()?;
-    guest.open_initramfs()?;
-    require_kvm()?;
-    let volumes = arguments
-        .volume
-        .iter()
-        .map(Volume::with_existing_source)
-        .collect::<Result<Vec<_>, _>>()?;
+    )
+}
 
-    // Directories come before threads: the janitor is a fork.
-    let directory = RunDirectory::create(directories)?;
-    let overrides = overrides(arguments, directory.id())?;
-    let tree = Tree::find(&directories.root, arguments)?;
-    // Until here a signal ends the process, and the janitor cleans up.
-    let signals = Forwarding::catch()?;
-    let network = EmptyNetwork::begin().context("cannot make a network namespace")?;
-    let plan = SandboxPlan::new(Request {
-        id: directory.id(),
-        vm: VmShape {
-            vcpus: arguments.cpus,
-            memory_mib: arguments.memory,
+/// What is known of a container when it is only an intention.
+fn record(directory: &RunDirectory, arguments: &RunArguments) -> Record {
+    let id = directory.id().clone();
+    Record {
+        name: arguments
+            .name
+            .as_ref()
+            .map_or_else(|| id.to_string(), |name| name.as_str().to_owned()),
+        id,
+        image: match arguments.origin_and_command().0 {
+            Origin::Image(name) => name.to_owned(),
+            Origin::Rootfs(path) => path.display().to_string(),
         },
-        config: &tree.config,
-        overrides: &overrides,
-        user: &tree.user(&overrides)?,
-        volumes: &volumes,
-        places: Places {
-            lower: &tree.path,
-            upper: &directory.upper(),
-            work: &directory.work(),
-            share: &directory.share(),
-            guest_share: Path::new(SHARE_PATH),
-        },
-    })?;
-    share(&plan, &directory)?;
-    serve(&plan, &directory, &guest, network, arguments, signals)
+        tree: PathBuf::new(),
+        created: Time::now(),
+        status: Status::Starting,
+        remove: arguments.remove,
+        stop_signal: libc::SIGTERM,
+        plan: None,
+        networks: Vec::new(),
+        addresses: Vec::new(),
+        ports: Vec::new(),
+    }
 }
 
 /// Builds the tree that the guest sees: mount points on a mount that nobody can write to, and what is mounted there.
-fn share(plan: &SandboxPlan, directory: &RunDirectory) -> Result<()> {
+fn share(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<()> {
     mounts::enter_namespace()?;
     let rootfs = &plan.rootfs;
     mounts::make_point(&rootfs.lower, &rootfs.mount_point)?;
     for volume in &plan.volumes {
         mounts::make_point(&volume.source, &volume.mount_point)?;
+    }
+    let modules = guest.modules();
+    let modules_point = directory.share().join(SHARE_MODULES);
+    if let Some(modules) = &modules {
+        mounts::make_point(modules, &modules_point)?;
     }
     mounts::seal(&directory.share())?;
     mounts::overlay(
@@ -127,88 +428,50 @@ fn share(plan: &SandboxPlan, directory: &RunDirectory) -> Result<()> {
     for volume in &plan.volumes {
         mounts::bind(&volume.source, volume.read_only, &volume.mount_point)?;
     }
-    Ok(())
-}
-
-/// Starts the machine and stays until its container has ended.
-fn serve(
-    plan: &SandboxPlan,
-    directory: &RunDirectory,
-    guest: &GuestFiles,
-    network: EmptyNetwork,
-    arguments: &RunArguments,
-    signals: Forwarding,
-) -> Result<u8> {
-    let listeners = Listeners::bind(&directory.vsock())?;
-    let mut machine = Machine::start(plan, directory, guest, network)?;
-    let mut patience = Patience::new(arguments.boot_timeout, signals);
-    let outcome = machine
-        .wait_until_running(&mut patience)
-        .and_then(|()| converse(plan, listeners, &machine, patience));
-    outcome.map_err(|error| {
-        // What the guest refused, or the user interrupted, needs no explanation.
-        if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<Refused>() {
-            error
-        } else {
-            machine.explain(error)
-        }
+    modules.map_or(Ok(()), |modules| {
+        mounts::bind(&modules, true, &modules_point)
     })
 }
 
-/// Everything that is said between the host and the agent.
-fn converse(
-    plan: &SandboxPlan,
-    listeners: Listeners,
-    machine: &Machine,
-    mut patience: Patience,
-) -> Result<u8> {
-    let spec =
-        serde_json::to_vec(&plan.spec).context("cannot write the container's specification")?;
-    let mut guest = listeners.agent.connect(&mut patience, machine.control())?;
-    guest.create(&plan.id, spec, &mut patience)?;
-    let streams = listeners.streams.accept(&mut patience, machine.control())?;
-    let stdout = stdio::Output::start("stdout", streams.stdout, std::io::stdout())?;
-    let stderr = stdio::Output::start("stderr", streams.stderr, std::io::stderr())?;
-    guest.start(&mut patience)?;
-    stdio::start_input(streams.stdin)?;
-    let status = guest.wait(patience.into_signals())?;
-    stdout.finish()?;
-    stderr.finish()?;
-    Ok(status)
-}
-
-/// Fails early and clearly where no virtual machine can be started.
-fn require_kvm() -> Result<()> {
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map(drop)
-        .context("cannot open /dev/kvm (coracle check says what to do)")
-}
-
-fn overrides(arguments: &RunArguments, hostname: &str) -> Result<Overrides> {
+fn overrides(arguments: &RunArguments, id: &Id) -> Overrides {
     let (_, command) = arguments.origin_and_command();
-    Ok(Overrides {
+    Overrides {
         command,
-        env: arguments
-            .env
-            .iter()
-            .filter_map(|variable| with_value(variable))
-            .collect(),
+        env: with_values(&arguments.env),
         workdir: arguments.workdir.clone(),
         user: arguments.user.clone(),
-        hostname: Some(hostname.to_owned()),
-        terminal: false,
-    })
+        hostname: Some(arguments.hostname.clone().unwrap_or_else(|| id.to_string())),
+        terminal: arguments.tty.then(|| terminal_size(arguments.detach)),
+    }
 }
 
-/// `KEY=VALUE`, with the caller's value where only a key is given; nothing where the caller has none.
-fn with_value(variable: &str) -> Option<String> {
-    if variable.contains('=') {
-        return Some(variable.to_owned());
+/// The size of the container's terminal: ours, if there is somebody at it.
+fn terminal_size(detached: bool) -> TerminalSize {
+    let size = (!detached).then(terminal::our_size).flatten();
+    TerminalSize {
+        columns: size.map_or(0, |size| size.columns),
+        rows: size.map_or(0, |size| size.rows),
     }
-    std::env::var(variable)
-        .ok()
-        .map(|value| format!("{variable}={value}"))
+}
+
+/// Each `KEY=VALUE`, with the caller's value where only a key is given; nothing where the caller has none.
+pub fn with_values(variables: &[String]) -> Vec<String> {
+    let with_value = |variable: &String| {
+        if variable.contains('=') {
+            return Some(variable.clone());
+        }
+        let value = std::env::var(variable).ok()?;
+        Some(format!("{variable}={value}"))
+    };
+    variables.iter().filter_map(with_value).collect()
+}
+
+/// The signal by which an image wants to be stopped.
+fn stop_signal(named: &str) -> Result<i32> {
+    if named.is_empty() {
+        return Ok(libc::SIGTERM);
+    }
+    signal_names::parse(named)
+        .map_err(Error::msg)
+        .context("the image names a signal to stop it that cannot be sent")
 }

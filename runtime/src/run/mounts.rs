@@ -7,11 +7,12 @@
 //! ```text
 //! share/rootfs       overlay: the image below, the run's writable layer above
 //! share/volumes/N    bind mounts, read-only ones mounted read-only on the host's side
+//! share/modules      a bind mount of the guest kernel's modules, if it has any, read-only
 //! ```
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
@@ -29,7 +30,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 pub fn enter_namespace() -> Result<()> {
     // SAFETY: a new mount namespace changes no descriptor or memory that other code relies on.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
-        .context("cannot make a mount namespace (coracle run needs root or CAP_SYS_ADMIN)")?;
+        .context("cannot make a mount namespace (that needs root or CAP_SYS_ADMIN)")?;
     mount_change(
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
@@ -40,8 +41,7 @@ pub fn enter_namespace() -> Result<()> {
 /// Mounts `lower` read-only at `target`, with `upper` to take what is written.
 pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<()> {
     let what = || format!("cannot mount a writable layer over {}", lower.display());
-    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-        .context("the host's kernel has no overlay file system (try: modprobe overlay)")?;
+    let overlay = open_overlay()?;
     // Layers are named by descriptor: in the option's text a comma or colon of a path would end it.
     // They are looked up when the file system is created, so they stay open until then.
     let mut layers = Vec::new();
@@ -63,14 +63,35 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
     fs::set_permissions(upper, below.permissions()).with_context(what)?;
     // The writable layer ends with the run: nothing in it needs to survive a crash of the host.
     fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
-    fsconfig_create(overlay.as_fd()).with_context(what)?;
+    mount(overlay, false, target).with_context(what)
+}
+
+/// Mounts `lower` at `target` under what is written in `upper`, all of it read-only.
+pub fn overlay_to_read(lower: &Path, upper: &Path, target: &Path) -> Result<()> {
+    let what = || format!("cannot mount {} over {}", upper.display(), lower.display());
+    let overlay = open_overlay()?;
+    let [upper, lower] = [upper, lower].map(|directory| {
+        File::open(directory).with_context(|| format!("cannot open {}", directory.display()))
+    });
+    let (upper, lower) = (upper?, lower?);
+    let layers = [&upper, &lower].map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
+    fsconfig_set_string(overlay.as_fd(), "lowerdir", layers.join(":")).with_context(what)?;
+    mount(overlay, true, target).with_context(what)
+}
+
+fn open_overlay() -> Result<OwnedFd> {
+    fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .context("the host's kernel has no overlay file system (try: modprobe overlay)")
+}
+
+fn mount(overlay: OwnedFd, read_only: bool, target: &Path) -> Result<()> {
+    fsconfig_create(overlay.as_fd())?;
     let mount = fsmount(
         overlay.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::empty(),
-    )
-    .with_context(what)?;
-    confine(mount.as_fd(), false).with_context(what)?;
+    )?;
+    confine(mount.as_fd(), read_only)?;
     attach(mount.as_fd(), target)
 }
 
@@ -102,6 +123,19 @@ pub fn seal(directory: &Path) -> Result<()> {
 
 /// Binds the file or directory `source`, with the mounts below it, at `target`.
 pub fn bind(source: &Path, read_only: bool, target: &Path) -> Result<()> {
+    attach(detached(source, read_only)?.as_fd(), target)
+}
+
+/// The same, at the place that `point` is.
+pub fn bind_at(source: &Path, read_only: bool, point: BorrowedFd<'_>) -> Result<()> {
+    let tree = detached(source, read_only)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree.as_fd(), "", point, "", flags)
+        .with_context(|| format!("cannot mount {}", source.display()))
+}
+
+/// The file or directory `source`, with the mounts below it, as a tree of mounts that is nowhere yet.
+fn detached(source: &Path, read_only: bool) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
@@ -109,7 +143,7 @@ pub fn bind(source: &Path, read_only: bool, target: &Path) -> Result<()> {
         .with_context(|| format!("cannot share {} with the container", source.display()))?;
     confine(tree.as_fd(), read_only)
         .with_context(|| format!("cannot confine the share of {}", source.display()))?;
-    attach(tree.as_fd(), target)
+    Ok(tree)
 }
 
 /// Detaches what is mounted at `point`, with all below it; nothing there is success.

@@ -5,39 +5,52 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use coracle_oci::image::{ImageConfig, Reference, Source};
-use coracle_oci::layer::Options;
+use coracle_oci::image::{ImageConfig, Name, Reference, Source};
 use coracle_oci::spec::{self, Overrides};
-use coracle_oci::store::Store;
+use coracle_oci::store::{Found, Lease, Store};
 use coracle_oci::user::{self, User};
 
-use crate::cli::{Origin, RunArguments};
+use crate::cli::{Origin, Pull, RunArguments};
+use crate::config::Config;
+use crate::image::{Unpacking, fetch};
 
 /// A tree on the host, which is only read, and what its image says of it.
 pub struct Tree {
     pub path: PathBuf,
     pub config: ImageConfig,
+    /// Keeps an image's tree in the store.
+    pub lease: Option<Lease>,
 }
 
 impl Tree {
     /// Finds the tree that `arguments` ask for; an image is unpacked unless it was before.
-    pub fn find(root: &Path, arguments: &RunArguments) -> Result<Self> {
+    pub fn find(root: &Path, config: &Config, arguments: &RunArguments) -> Result<Self> {
         match arguments.origin_and_command().0 {
-            Origin::Image(name) => Self::of_image(root, name),
+            Origin::Image(name) => Self::of_image(root, config, name, arguments.pull),
             Origin::Rootfs(path) => Self::of_directory(path),
         }
     }
 
-    fn of_image(root: &Path, name: &str) -> Result<Self> {
-        let reference = Reference::parse(name)?;
-        let source = Source::open(&reference.path)?;
-        let image = source.image(reference.tag.as_deref())?;
-        let rootfs = Store::open(root)?
-            .unpacked(&source, &image, Options::default())
+    fn of_image(root: &Path, config: &Config, name: &str, pull: Pull) -> Result<Self> {
+        let store = Store::open(root)?;
+        let (source, image) = match Reference::parse(name)? {
+            Reference::Path(reference) => {
+                let source = Source::open(&reference.path)?;
+                let image = source.image(reference.tag.as_deref())?;
+                (source, image)
+            }
+            Reference::Name(name) => {
+                let found = in_store(&store, config, &name, pull)?;
+                (found.source, found.stored.image?)
+            }
+        };
+        let rootfs = store
+            .unpacked(&source, &image, config.unpack, Some(&Unpacking::new()))
             .with_context(|| format!("cannot unpack the image {name}"))?;
         Ok(Self {
             path: rootfs.path,
             config: image.config,
+            lease: Some(rootfs.lease),
         })
     }
 
@@ -53,7 +66,13 @@ impl Tree {
         Ok(Self {
             path,
             config: ImageConfig::default(),
+            lease: None,
         })
+    }
+
+    /// The signal that asks its container to end.
+    pub fn stop_signal(&self) -> Result<i32> {
+        super::stop_signal(&self.config.config.stop_signal)
     }
 
     /// Whom the container runs as, by the tree's own user database.
@@ -62,4 +81,24 @@ impl Tree {
             .with_context(|| format!("cannot open {}", self.path.display()))?;
         Ok(user::resolve(&tree, spec::user(&self.config, overrides))?)
     }
+}
+
+/// The image of this name, pulled where the user wants that.
+fn in_store(store: &Store, config: &Config, name: &Name, pull: Pull) -> Result<Found> {
+    let found = match pull {
+        Pull::Always => None,
+        Pull::Missing | Pull::Never => store.find(name)?,
+    };
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let familiar = name.familiar();
+    ensure!(
+        pull != Pull::Never,
+        "there is no image {familiar} in the store (coracle pull {familiar} gets it)"
+    );
+    fetch(store, config.registry.clone(), name)?;
+    store
+        .find(name)?
+        .with_context(|| format!("the image {familiar} was removed meanwhile"))
 }

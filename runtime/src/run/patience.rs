@@ -17,6 +17,11 @@ use super::signals::Forwarding;
 #[error("interrupted by signal {0} before the container was started")]
 pub struct Interrupted(pub i32);
 
+/// The time for a wait is over.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest did not answer within {0} s")]
+pub struct TimedOut(u64);
+
 /// What all waits for one guest have in common.
 pub struct Patience {
     timeout: Duration,
@@ -58,15 +63,16 @@ impl Patience {
         gone: Option<BorrowedFd<'_>>,
     ) -> Result<()> {
         loop {
-            if let Some(signal) = self.signals.pending() {
+            if let Some(signal) = self
+                .signals
+                .pending()
+                .filter(|signal| *signal != libc::SIGWINCH)
+            {
                 return Err(Interrupted(signal).into());
             }
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!(
-                    "the guest did not answer within {} s",
-                    self.timeout.as_secs()
-                );
+                return Err(TimedOut(self.timeout.as_secs()).into());
             }
             let signals = self.signals.as_fd();
             let mut descriptors = [

@@ -69,6 +69,11 @@ impl RoleProcess {
         Ok(Self { role, child })
     }
 
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How the process failed, if it ends within `patience` and in another way than well.
     pub fn failed(&mut self, patience: Duration) -> Option<String> {
         let deadline = Instant::now() + patience;

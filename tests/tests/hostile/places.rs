@@ -28,18 +28,18 @@ fn kept(_: &Path) {}
 
 /// No guest is started: what happens before that, and the clean-up after it, is what counts.
 #[rstest]
-#[case::root_of_another_user("root", "runs", given_away, "base/root")]
-#[case::root_open_to_all("root", "runs", open_to_all, "base/root")]
+#[case::root_of_another_user("root", "containers", given_away, "base/root")]
+#[case::root_open_to_all("root", "containers", open_to_all, "base/root")]
 #[case::images_of_another_user("root", "images", given_away, "base/root")]
 #[case::images_open_to_all("root", "images", open_to_all, "base/root")]
 #[case::state_of_another_user("state", "directory", given_away, "base/state")]
 #[case::state_open_to_all("state", "directory", open_to_all, "base/state")]
-#[case::runs_of_another_user("root/runs", "directory", given_away, "base/root/runs")]
-#[case::runs_open_to_all("root/runs", "directory", open_to_all, "base/root/runs")]
-#[case::runs_are_a_link("root", "runs", kept, "no kernel")]
+#[case::containers_of_another_user("root/containers", "directory", given_away, "base/root/containers")]
+#[case::containers_open_to_all("root/containers", "directory", open_to_all, "base/root/containers")]
+#[case::containers_are_a_link("root", "containers", kept, "no kernel")]
 #[case::state_is_a_link(".", "state", kept, "no kernel")]
-#[case::link_among_runs("root/runs", "directory", kept, "no kernel")]
-#[case::link_with_the_name_of_a_run("root/runs", "0123456789ab", kept, "no kernel")]
+#[case::link_among_containers("root/containers", "directory", kept, "no kernel")]
+#[case::link_with_the_name_of_a_container("root/containers", "0123456789ab", kept, "no kernel")]
 #[case::link_among_images("root/images/tmp", "directory", kept, "no kernel")]
 fn what_was_planted_is_not_followed(
     #[case] place: &str,

@@ -12,14 +12,12 @@ use thiserror::Error;
 
 use crate::cgroup::{self, Hierarchy};
 use crate::container::Containers;
+use crate::modules::{self, ModuleError};
 use crate::reaper::Reaper;
 use crate::service::Service;
-use crate::{net, vsock};
+use crate::{network, vsock};
 
 mod file_systems;
-mod modules;
-
-pub use modules::ModuleError;
 
 /// Why the guest could not be made ready.
 #[derive(Debug, Error)]
@@ -69,9 +67,10 @@ pub fn run() -> Result<Infallible, BootError> {
     file_systems::leave_initramfs().map_err(BootError::Root)?;
     // The device file system has the kernel's log, which tells if a module fails; nothing else is needed before modules.
     file_systems::mount_devices()?;
-    modules::load_all(Path::new("/modules"))?;
+    modules::load_all(Path::new(modules::PACKED))?;
     file_systems::mount_others()?;
-    net::bring_loopback_up().map_err(BootError::Loopback)?;
+    modules::load_packed_drivers()?;
+    network::bring_loopback_up().map_err(BootError::Loopback)?;
     let hierarchy =
         Hierarchy::set_up(Path::new(cgroup::MOUNT_POINT)).map_err(BootError::Cgroups)?;
 

@@ -20,6 +20,7 @@ use crate::spec::Resources;
 
 mod device_filter;
 mod limits;
+mod statistics;
 
 /// Where the guest has the hierarchy.
 pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -107,14 +108,20 @@ impl Cgroup {
         self.directory.as_fd()
     }
 
-    /// The processes in it.
+    /// The processes in it, and in cgroups that the container made.
     ///
     /// # Errors
     ///
     /// It is gone.
     pub fn processes(&self) -> io::Result<Vec<i32>> {
-        let list = fs::read_to_string(self.path.join("cgroup.procs"))?;
-        Ok(list.lines().filter_map(|line| line.parse().ok()).collect())
+        let mut processes = read_processes(&self.path)?;
+        let mut pending = cgroups_in(&self.path);
+        while let Some(path) = pending.pop() {
+            // It may have gone in the meantime, or have nothing but threads.
+            processes.extend(read_processes(&path).unwrap_or_default());
+            pending.extend(cgroups_in(&path));
+        }
+        Ok(processes)
     }
 
     /// Kills every process in it.
@@ -196,6 +203,22 @@ fn write(file: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .open(file)?
         .write_all(value.as_bytes())
+}
+
+fn read_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
+    let list = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    Ok(list.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// The cgroups in a cgroup.
+fn cgroups_in(cgroup: &Path) -> Vec<PathBuf> {
+    fs::read_dir(cgroup)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Removes a cgroup and those below it; files in them go with them.

@@ -1,42 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One container: made up to its start gate, started, signalled, waited for and removed.
+//! One container: its first process, those that are executed in it later, and its cgroup.
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_agent_api::{AgentError, ErrorKind};
 use rustix::process::Signal;
 
-use super::spawn;
-use super::stdio::{HostStreams, Streams};
+use super::process::{Making, Name, Process};
+use super::spawn::{self, Birth};
+use super::stdio::HostStreams;
 use crate::cgroup::{Cgroup, Hierarchy};
-use crate::channel::{Answer, Channel};
-use crate::reaper::{Child, Exit, Reaper};
-use crate::spec::Spec;
+use crate::disks;
+use crate::reaper::{Exit, Reaper};
+use crate::spec::{self, Spec};
 
-/// How long a first process may take to make its container, and then to execute its command. Mounts wait for the host's
-/// file server, so it is long.
-const SET_UP_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long a killed process may take to end.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// The most processes that a container has beside its first, those that ended and were not deleted included.
+const EXECS_MAX: usize = 1024;
 
 /// One container whose first process has reached its start gate, and perhaps gone through.
 #[derive(Debug)]
 pub(super) struct Container {
-    child: Arc<Child>,
+    first: Arc<Process>,
     cgroup: Cgroup,
-    streams: Streams,
-    /// The way to the process at its gate; gone once the gate was opened.
-    gate: Mutex<Option<Channel>>,
+    execs: Mutex<BTreeMap<String, Exec>>,
 }
 
-/// How a container ended.
+/// A further process.
+#[derive(Debug)]
+enum Exec {
+    /// Its id is taken, and it is not yet there.
+    InTheMaking,
+    There(Arc<Process>),
+}
+
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
-    /// How its first process ended.
+    /// How it ended itself.
     pub exit: Exit,
     /// The kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
@@ -52,93 +54,152 @@ impl Container {
         hierarchy: &Hierarchy,
         reaper: &Reaper,
     ) -> Result<Self, AgentError> {
-        let internal = |what: &str, error: std::io::Error| {
-            AgentError::new(
-                ErrorKind::Internal,
-                format!("cannot {what} container {id}: {error}"),
-            )
+        let disks = disks::mount_all(spec)?;
+        let mut resources = spec.linux.resources.clone();
+        resources.devices.extend(disks::device_rules(spec)?);
+        let cgroup = hierarchy.create(id, &resources)?;
+        let making = Making {
+            name: Name::First(id),
+            birth: Birth {
+                namespaces: spawn::birth_namespaces(spec),
+                cgroup: cgroup.directory(),
+                container: None,
+            },
+            terminal: spec.process.terminal,
+            host,
+            reaper,
         };
-        let cgroup = hierarchy.create(id, &spec.linux.resources)?;
-        let abandon = |error: AgentError| {
-            // The failure to tell is the first one.
-            let _ = cgroup.remove();
-            error
-        };
-        let (streams, ends) = Streams::start(host)
-            .map_err(|error| abandon(internal("make the standard streams of", error)))?;
-        let (ours, theirs) =
-            UnixStream::pair().map_err(|error| abandon(internal("make a channel to", error)))?;
-        let namespaces = spawn::birth_namespaces(spec);
-        let child = reaper
-            .spawn(|| spawn::spawn(namespaces, cgroup.directory(), &ends, theirs.as_fd()))
-            .map_err(|error| abandon(internal("start the first process of", error)))?;
-        // Only the process holds its ends now.
-        drop((ends, theirs));
-
-        let mut channel = Channel::new(ours);
-        let reached = channel
-            .set_deadline(SET_UP_DEADLINE)
-            .and_then(|()| channel.send_container(bundle, json))
-            .and_then(|()| channel.receive_answer());
-        let container = Self {
-            child,
-            cgroup,
-            streams,
-            gate: Mutex::new(Some(channel)),
-        };
-        let error = match reached {
-            Ok(Answer::Ready) => return Ok(container),
-            Ok(Answer::Failed(error)) => error,
-            Ok(Answer::Ended) => container.early_end(id),
-            Err(error) => internal("reach the first process of", error),
-        };
-        container.destroy(id)?;
-        Err(error)
-    }
-
-    /// PID of the first process.
-    pub(super) fn pid(&self) -> u32 {
-        // PIDs are positive.
-        self.child.pid().unsigned_abs()
-    }
-
-    /// Opens the start gate.
-    pub(super) fn start(&self, id: &str) -> Result<(), AgentError> {
-        // Even of a thread that panicked: the gate is taken whole. It is not kept locked while the process answers.
-        let gate = self
-            .gate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let mut channel = gate.ok_or_else(|| {
-            AgentError::new(
-                ErrorKind::WrongState,
-                format!("container {id} has been started before"),
-            )
-        })?;
-        let answer = channel
-            .open_gate()
-            .and_then(|()| channel.receive_answer())
-            .map_err(|error| {
-                AgentError::new(
-                    ErrorKind::WrongState,
-                    format!("container {id} ended before it was started: {error}"),
-                )
-            })?;
-        match answer {
-            Answer::Ended => Ok(()),
-            Answer::Failed(error) => Err(error),
-            Answer::Ready => Err(unexpected(id)),
+        match Process::make(making, |channel| {
+            channel.send_container(bundle, json, &disks)
+        }) {
+            Ok(first) => Ok(Self {
+                first: Arc::new(first),
+                cgroup,
+                execs: Mutex::default(),
+            }),
+            Err(mut error) => {
+                if error.kind == ErrorKind::Internal && cgroup.oom_killed() {
+                    error.message.push_str("; it ran out of memory");
+                }
+                // The failure to tell is the first one.
+                let _ = cgroup.remove();
+                Err(error)
+            }
         }
     }
 
-    /// Sends a signal to the first process.
-    pub(super) fn signal(&self, signal: Signal) -> std::io::Result<()> {
-        self.child.signal(signal)
+    /// Makes a further process of `process`, which is `json` too, up to its start gate. Gives its PID.
+    ///
+    /// `connect` is asked for the streams to the host once it is known that the process may be made.
+    pub(super) fn execute(
+        &self,
+        name: (&str, &str),
+        (process, json): (&spec::Process, &[u8]),
+        connect: impl FnOnce() -> Result<HostStreams, AgentError>,
+        reaper: &Reaper,
+    ) -> Result<u32, AgentError> {
+        let (id, exec) = name;
+        self.check_running(id)?;
+        self.reserve(id, exec)?;
+        let made = connect().and_then(|host| {
+            let making = Making {
+                name: Name::Further(id, exec),
+                birth: Birth {
+                    namespaces: 0,
+                    cgroup: self.cgroup.directory(),
+                    container: Some(self.first.descriptor()),
+                },
+                terminal: process.terminal,
+                host,
+                reaper,
+            };
+            Process::make(making, |channel| channel.send_process(json))
+        });
+        let mut execs = self.execs();
+        match made {
+            Ok(process) => {
+                let pid = process.pid();
+                execs.insert(exec.to_owned(), Exec::There(Arc::new(process)));
+                Ok(pid)
+            }
+            Err(error) => {
+                execs.remove(exec);
+                // That it has ended meanwhile says more than what this led to.
+                self.check_running(id)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn check_running(&self, id: &str) -> Result<(), AgentError> {
+        if self.first.is_running() {
+            return Ok(());
+        }
+        Err(AgentError::new(
+            ErrorKind::WrongState,
+            format!("container {id} does not run"),
+        ))
+    }
+
+    fn reserve(&self, id: &str, exec: &str) -> Result<(), AgentError> {
+        let mut execs = self.execs();
+        let refuse = |kind, message| Err(AgentError::new(kind, message));
+        if execs.contains_key(exec) {
+            let message = format!("container {id} has a process {exec} already");
+            return refuse(ErrorKind::ProcessExists, message);
+        }
+        if execs.len() >= EXECS_MAX {
+            let message =
+                format!("container {id} has {EXECS_MAX} further processes, as many as it may");
+            return refuse(ErrorKind::TooMany, message);
+        }
+        execs.insert(exec.to_owned(), Exec::InTheMaking);
+        Ok(())
+    }
+
+    /// The process `exec`, or the first one if that is empty.
+    pub(super) fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, AgentError> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.first));
+        }
+        match self.execs().get(exec) {
+            Some(Exec::There(process)) => Ok(Arc::clone(process)),
+            Some(Exec::InTheMaking) => Err(AgentError::new(
+                ErrorKind::WrongState,
+                format!("process {exec} of container {id} is still being made"),
+            )),
+            None => Err(AgentError::new(
+                ErrorKind::NoSuchProcess,
+                format!("container {id} has no process {exec}"),
+            )),
+        }
+    }
+
+    /// Kills the further process `exec` if it still runs and forgets it; without one, does nothing.
+    pub(super) fn delete(&self, id: &str, exec: &str) -> Result<(), AgentError> {
+        let process = match self.process(id, exec) {
+            Err(error) if error.kind == ErrorKind::NoSuchProcess => return Ok(()),
+            result => result?,
+        };
+        process
+            .kill()
+            .map_err(|error| Name::Further(id, exec).failed("end", error))?;
+        self.execs().remove(exec);
+        Ok(())
+    }
+
+    /// Its first process.
+    pub(super) fn first(&self) -> &Process {
+        &self.first
+    }
+
+    /// Its cgroup.
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// Sends a signal to all processes.
-    pub(super) fn signal_all(&self, signal: Signal) -> std::io::Result<()> {
+    pub(super) fn signal_all(&self, signal: Signal) -> io::Result<()> {
         if signal == Signal::KILL && self.cgroup.kill().is_ok() {
             return Ok(());
         }
@@ -154,59 +215,29 @@ impl Container {
         Ok(())
     }
 
-    /// Waits until the first process has ended and all output is with the host.
-    pub(super) fn wait(&self) -> End {
-        let exit = self.child.wait();
-        self.streams.drain();
+    /// Waits until a process has ended and all of its output is with the host.
+    pub(super) fn wait(&self, process: &Process) -> End {
         End {
-            exit,
+            exit: process.wait(),
             oom_killed: self.cgroup.oom_killed(),
         }
     }
 
-    /// Waits for the end of the first process, which was killed.
-    pub(super) fn wait_killed(&self) -> Option<Exit> {
-        self.child.wait_timeout(KILL_DEADLINE)
-    }
-
-    /// Ends the standard input once what has arrived is delivered.
-    pub(super) fn close_stdin(&self) {
-        self.streams.close_stdin();
-    }
-
     /// Kills what is left and removes its cgroup.
     pub(super) fn destroy(&self, id: &str) -> Result<(), AgentError> {
-        let failed = |error: std::io::Error| {
-            AgentError::new(
-                ErrorKind::Internal,
-                format!("cannot remove container {id}: {error}"),
-            )
-        };
-        self.child.signal(Signal::KILL).map_err(failed)?;
-        if self.wait_killed().is_none() {
-            return Err(failed(std::io::ErrorKind::TimedOut.into()));
-        }
-        self.cgroup.remove().map_err(failed)
+        self.first
+            .kill()
+            .and_then(|()| self.cgroup.remove())
+            .map_err(|error| {
+                AgentError::new(
+                    ErrorKind::Internal,
+                    format!("cannot remove container {id}: {error}"),
+                )
+            })
     }
 
-    /// Why the first process ended without a word.
-    fn early_end(&self, id: &str) -> AgentError {
-        let exit = self.wait_killed();
-        let how = match exit {
-            _ if self.cgroup.oom_killed() => "for want of memory".to_owned(),
-            Some(exit) => format!("with status {}", exit.status),
-            None => "its channel but not itself".to_owned(),
-        };
-        AgentError::new(
-            ErrorKind::Internal,
-            format!("the first process of container {id} ended {how} while it made the container"),
-        )
+    /// Locks, also what a thread that panicked left locked: entries are put in and taken out whole.
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Exec>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn unexpected(id: &str) -> AgentError {
-    AgentError::new(
-        ErrorKind::Internal,
-        format!("the first process of container {id} answered out of turn"),
-    )
 }

@@ -2,10 +2,13 @@
 //! The containers of this guest, from their making to their removal.
 
 pub use lifecycle::End;
-pub use registry::Containers;
+pub use registry::{Containers, ProcessId};
 
 mod lifecycle;
+mod pipes;
+mod process;
 mod program;
 mod registry;
 pub mod spawn;
 pub mod stdio;
+mod terminal;

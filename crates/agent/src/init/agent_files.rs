@@ -57,6 +57,12 @@ impl AgentFiles {
             .map_err(|error| failed("cannot open the standard streams anew", error))
     }
 
+    /// Opens anew what `place`, opened as a place only, is.
+    pub(super) fn reopen(&self, place: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = format!("self/fd/{}", place.as_raw_fd());
+        rustix::fs::openat(&self.proc, path, flags | OFlags::CLOEXEC, Mode::empty())
+    }
+
     fn reopen_null_streams(&self) -> io::Result<()> {
         let (stdin, stdout, stderr) = (
             is_null(rustix::stdio::stdin())?,
@@ -66,10 +72,7 @@ impl AgentFiles {
         if !(stdin || stdout || stderr) {
             return Ok(());
         }
-        let place = self.null()?;
-        let path = format!("self/fd/{}", place.as_raw_fd());
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let null = match rustix::fs::openat(&self.proc, path, flags, Mode::empty()) {
+        let null = match self.reopen(&self.null()?, OFlags::RDWR) {
             // The container's own rules deny it; what it has inherited stays usable.
             Err(io::Errno::PERM) => return Ok(()),
             result => result?,

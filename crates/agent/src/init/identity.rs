@@ -19,12 +19,18 @@ pub(super) fn detach() -> Result<(), AgentError> {
     // While it is the agent's program, no other process may look into it or take hold of its executable.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| failed("cannot hide the process", error))?;
-    rustix::process::setsid().map_err(|error| failed("cannot make a session", error))?;
     // The agent saves memory for itself, not for containers.
     rustix::thread::disable_transparent_huge_pages(false)
         .map_err(|error| failed("cannot allow huge pages again", error))?;
     reset_signals();
     Ok(())
+}
+
+/// Makes this process the leader of a session of its own.
+pub(super) fn make_session() -> Result<(), AgentError> {
+    rustix::process::setsid()
+        .map(drop)
+        .map_err(|error| failed("cannot make a session", error))
 }
 
 /// Blocks no signal and ignores none, as a program expects to find them.
@@ -142,8 +148,8 @@ fn check_working_directory(cwd: &str) -> Result<(), AgentError> {
     ))
 }
 
-/// Lets the user open `/dev/stdout` and its like anew: opening a pipe anew asks for permission on it. What is not a pipe
-/// is `/dev/null`, open to all and not to be given away.
+/// Lets the user open `/dev/stdout` and its like anew: opening a pipe or a terminal anew asks for permission on it. What is
+/// neither is `/dev/null`, open to all and not to be given away.
 fn own_standard_streams(uid: Uid) -> io::Result<()> {
     let streams = [
         rustix::stdio::stdin(),
@@ -151,7 +157,7 @@ fn own_standard_streams(uid: Uid) -> io::Result<()> {
         rustix::stdio::stderr(),
     ];
     for stream in streams {
-        if file_type(stream)? == FileType::Fifo {
+        if file_type(stream)? == FileType::Fifo || rustix::termios::isatty(stream) {
             rustix::fs::fchown(stream, Some(uid), None)?;
         }
     }

@@ -30,10 +30,16 @@ const PROC_MOUNT_POINTS: [&str; 9] = [
     "/proc/uptime",
 ];
 
-/// Makes `mounts` in `root`, in their order.
-pub(super) fn attach_all(root: &Root, bundle: &Path, mounts: &[Mount]) -> Result<(), AgentError> {
+/// Makes `mounts` in `root`, in their order; those of file systems on disks have been made, and are `disks`.
+pub(super) fn attach_all(
+    root: &Root,
+    bundle: &Path,
+    mounts: &[Mount],
+    disks: Vec<OwnedFd>,
+) -> Result<(), AgentError> {
+    let mut disks = disks.into_iter();
     for mount in mounts {
-        attach_one(root, bundle, mount).map_err(|(step, error)| {
+        attach_one(root, bundle, mount, &mut disks).map_err(|(step, error)| {
             let what = match mount.kind.as_str() {
                 "" | "bind" => format!("{} on {}", mount.source, mount.destination),
                 kind => format!("{kind} on {}", mount.destination),
@@ -49,7 +55,7 @@ pub(super) fn attach_all(root: &Root, bundle: &Path, mounts: &[Mount]) -> Result
 }
 
 /// What went wrong in which step.
-type StepError = (String, String);
+pub(crate) type StepError = (String, String);
 
 trait Step<T> {
     fn step(self, step: impl Into<String>) -> Result<T, StepError>;
@@ -61,7 +67,12 @@ impl<T> Step<T> for io::Result<T> {
     }
 }
 
-fn attach_one(root: &Root, bundle: &Path, mount: &Mount) -> Result<(), StepError> {
+fn attach_one(
+    root: &Root,
+    bundle: &Path,
+    mount: &Mount,
+    disks: &mut impl Iterator<Item = OwnedFd>,
+) -> Result<(), StepError> {
     let options = MountOptions::parse(&mount.options)
         .map_err(|error| ("options".to_owned(), error.to_string()))?;
     let bind = match (mount.kind.as_str(), options.bind) {
@@ -70,7 +81,11 @@ fn attach_one(root: &Root, bundle: &Path, mount: &Mount) -> Result<(), StepError
     };
     let (tree, target) = match bind {
         Bind::No => {
-            let tree = file_system(mount, &options)?;
+            let tree = if mount.is_of_disks_file_system() {
+                disks.next().ok_or(io::Errno::NODEV).step("take the disk")?
+            } else {
+                file_system(&mount.kind, &mount.source, &options)?
+            };
             (tree, directory_target(root, mount)?)
         }
         Bind::Single => bind_mount(root, bundle, mount, false)?,
@@ -88,17 +103,21 @@ fn attach_one(root: &Root, bundle: &Path, mount: &Mount) -> Result<(), StepError
     attach(&tree, &target).step("attach it")
 }
 
-/// Makes a file system of its own.
-fn file_system(mount: &Mount, options: &MountOptions) -> Result<OwnedFd, StepError> {
+/// Makes a file system of its own, attached nowhere yet.
+pub(crate) fn file_system(
+    kind: &str,
+    source: &str,
+    options: &MountOptions,
+) -> Result<OwnedFd, StepError> {
     // A guest has the unified hierarchy, by whichever name an engine asks for it.
-    let kind = match mount.kind.as_str() {
+    let kind = match kind {
         "cgroup" => "cgroup2",
         kind => kind,
     };
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
         .step(format!("the guest's kernel has no file system {kind}"))?;
-    if !mount.source.is_empty() {
-        rustix::mount::fsconfig_set_string(&context, "source", &mount.source)
+    if !source.is_empty() {
+        rustix::mount::fsconfig_set_string(&context, "source", source)
             .map_err(|error| explain(&context, "source", error))?;
     }
     for (name, value) in &options.data {

@@ -3,11 +3,12 @@
 
 use std::path::{Component, Path};
 
-use coracle_agent_api::{AgentError, ErrorKind};
+use coracle_agent_api::{AgentError, DISK_LINKS, ErrorKind};
 use thiserror::Error;
 
 use super::mount_options::{MountOptions, OptionError};
-use super::{NamespaceKind, Spec};
+use super::{NamespaceKind, Process, Spec};
+use crate::channel::DESCRIPTORS_MAX;
 
 /// The largest numbers that the kernel has room for in a device's: 12 and 20 bits (`MINORBITS` of `linux/kdev_t.h`).
 const MAJOR_MAX: u32 = (1 << 12) - 1;
@@ -69,7 +70,7 @@ fn unsupported(field: impl Into<String>) -> SpecError {
 impl Spec {
     pub(super) fn check(&self) -> Result<(), SpecError> {
         self.check_root()?;
-        self.check_process()?;
+        self.process.check()?;
         self.check_namespaces()?;
         self.check_mounts()?;
         self.check_paths()?;
@@ -85,42 +86,6 @@ impl Spec {
             return Err(invalid("root.path", "is empty"));
         }
         no_nul("root.path", &self.root.path)
-    }
-
-    fn check_process(&self) -> Result<(), SpecError> {
-        let process = &self.process;
-        if process.terminal {
-            return Err(unsupported("process.terminal"));
-        }
-        if process.args.first().is_none_or(String::is_empty) {
-            return Err(invalid("process.args", "names no command"));
-        }
-        for argument in &process.args {
-            no_nul("process.args", argument)?;
-        }
-        for variable in &process.env {
-            no_nul("process.env", variable)?;
-        }
-        if !process.cwd.starts_with('/') {
-            let problem = format!("is `{}`, which is not absolute", process.cwd);
-            return Err(invalid("process.cwd", problem));
-        }
-        no_nul("process.cwd", &process.cwd)?;
-        is_id("process.user.uid", process.user.uid)?;
-        is_id("process.user.gid", process.user.gid)?;
-        for gid in &process.user.additional_gids {
-            is_id("process.user.additionalGids", *gid)?;
-        }
-        for limit in &process.rlimits {
-            if limit.soft > limit.hard {
-                let problem = format!(
-                    "has a soft limit of {} above its hard limit of {} for {:?}",
-                    limit.soft, limit.hard, limit.resource
-                );
-                return Err(invalid("process.rlimits", problem));
-            }
-        }
-        Ok(())
     }
 
     fn check_namespaces(&self) -> Result<(), SpecError> {
@@ -173,10 +138,23 @@ impl Spec {
             no_nul("mounts", &mount.destination)?;
             no_nul("mounts", &mount.source)?;
             no_nul("mounts", &mount.kind)?;
+            if mount.source.starts_with(DISK_LINKS) && mount.disk().is_none() {
+                let problem = format!("has the source `{}`, which is no disk", mount.source);
+                return Err(invalid("mounts", problem));
+            }
             MountOptions::parse(&mount.options).map_err(|problem| SpecError::MountOptions {
                 destination: mount.destination.clone(),
                 problem,
             })?;
+        }
+        let disks = self
+            .mounts
+            .iter()
+            .filter(|mount| mount.is_of_disks_file_system())
+            .count();
+        if disks > DESCRIPTORS_MAX {
+            let problem = format!("has {disks} file systems of disks: at most {DESCRIPTORS_MAX}");
+            return Err(invalid("mounts", problem));
         }
         Ok(())
     }
@@ -281,6 +259,40 @@ impl Spec {
     }
 }
 
+impl Process {
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        if self.args.first().is_none_or(String::is_empty) {
+            return Err(invalid("process.args", "names no command"));
+        }
+        for argument in &self.args {
+            no_nul("process.args", argument)?;
+        }
+        for variable in &self.env {
+            no_nul("process.env", variable)?;
+        }
+        if !self.cwd.starts_with('/') {
+            let problem = format!("is `{}`, which is not absolute", self.cwd);
+            return Err(invalid("process.cwd", problem));
+        }
+        no_nul("process.cwd", &self.cwd)?;
+        is_id("process.user.uid", self.user.uid)?;
+        is_id("process.user.gid", self.user.gid)?;
+        for gid in &self.user.additional_gids {
+            is_id("process.user.additionalGids", *gid)?;
+        }
+        for limit in &self.rlimits {
+            if limit.soft > limit.hard {
+                let problem = format!(
+                    "has a soft limit of {} above its hard limit of {} for {:?}",
+                    limit.soft, limit.hard, limit.resource
+                );
+                return Err(invalid("process.rlimits", problem));
+            }
+        }
+        Ok(())
+    }
+}
+
 fn no_nul(field: &str, value: &str) -> Result<(), SpecError> {
     if value.contains('\0') {
         return Err(invalid(
@@ -358,7 +370,6 @@ mod tests {
     #[case::hooks("/hooks", json!({}), "unknown field `hooks`")]
     #[case::seccomp("/linux/seccomp", json!({}), "unknown field `seccomp`")]
     #[case::apparmor("/process/apparmorProfile", json!("x"), "unknown field `apparmorProfile`")]
-    #[case::terminal("/process/terminal", json!(true), "process.terminal of the spec is not supported")]
     #[case::no_command("/process/args", json!([]), "process.args of the spec names no command")]
     #[case::empty_command("/process/args", json!([""]), "process.args of the spec names no command")]
     #[case::nul("/process/args", json!(["a\0b"]), "process.args of the spec has a NUL in `a\\u{0}b`")]
@@ -374,6 +385,8 @@ mod tests {
     #[case::no_pid_namespace("/linux/namespaces", json!([{"type": "mount"}]), "linux.namespaces without one of type pid of the spec is not supported")]
     #[case::destination("/mounts", json!([{"destination": "tmp"}]), "mounts of the spec has the destination `tmp`, which is not absolute")]
     #[case::mount_on_root("/mounts", json!([{"destination": "/./.."}]), "mounts of the spec has the destination `/./..`, the root")]
+    #[case::disk("/mounts", json!([{"destination": "/x", "type": "ext4", "source": "/dev/disk/by-id/../../vda"}]), "mounts of the spec has the source `/dev/disk/by-id/../../vda`, which is no disk")]
+    #[case::many_disks("/mounts", json!(vec![json!({"destination": "/x", "type": "ext4", "source": "/dev/disk/by-id/virtio-a"}); 33]), "mounts of the spec has 33 file systems of disks: at most 32")]
     #[case::masked("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths of the spec has `proc`, which is not absolute")]
     #[case::device("/linux/devices", json!([{"path": "/dev/x", "type": "z"}]), "linux.devices of the spec has /dev/x of type `z`")]
     #[case::device_of_no_major("/linux/devices", json!([{"path": "/dev/x", "type": "b", "major": 4104}]), "linux.devices of the spec has /dev/x of major number 4104, above 4095")]

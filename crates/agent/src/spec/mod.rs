@@ -15,7 +15,7 @@ mod process;
 mod resources;
 
 pub use check::SpecError;
-pub use process::{Capabilities, Process, Rlimit, User};
+pub use process::{Capabilities, ConsoleSize, Process, Rlimit, User};
 pub use resources::{Cpu, DeviceRule, Memory, Pids, Resources};
 
 /// A container's configuration: the root of `config.json`.
@@ -63,6 +63,15 @@ pub struct Mount {
     pub source: String,
     /// Options as for `mount(8)`.
     pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether it shows something that exists already.
+    #[must_use]
+    pub fn is_bind(&self) -> bool {
+        let by_option = |option: &String| option == "bind" || option == "rbind";
+        matches!(self.kind.as_str(), "" | "bind") || self.options.iter().any(by_option)
+    }
 }
 
 /// The part of a configuration that is Linux's own.

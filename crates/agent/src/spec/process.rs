@@ -5,6 +5,8 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Deserializer};
 
+use super::SpecError;
+
 /// The process that a container runs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -29,6 +31,19 @@ pub struct Process {
     pub no_new_privileges: bool,
     /// How readily the kernel kills it when memory runs out.
     pub oom_score_adj: Option<i32>,
+}
+
+impl Process {
+    /// Reads the `process` object of a further process of a container and checks that it can be honoured.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] names the field that is wrong or not supported.
+    pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
+        let process: Self = serde_json::from_slice(json).map_err(SpecError::Json)?;
+        process.check()?;
+        Ok(process)
+    }
 }
 
 /// Size of a terminal in characters.

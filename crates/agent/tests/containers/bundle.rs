@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use coracle_agent::container::stdio::HostStreams;
-use coracle_agent::container::{Containers, End};
+use coracle_agent::container::{Containers, End, ProcessId};
 use coracle_agent_api::AgentError;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::machine::Machine;
 
-const APPLETS: [&str; 16] = [
-    "cat", "chmod", "dd", "echo", "hostname", "id", "ls", "mknod", "mkdir", "ps", "pwd", "sh",
-    "sleep", "test", "touch", "true",
+const APPLETS: [&str; 21] = [
+    "cat", "chmod", "dd", "echo", "hostname", "id", "ls", "mknod", "mkdir", "nohup", "ps", "pwd",
+    "readlink", "setsid", "sh", "sleep", "stty", "test", "touch", "true", "tty",
 ];
 
 /// A root file system, volumes and a spec.
@@ -112,10 +112,11 @@ impl Bundle {
         let (stdin, agent_stdin) = UnixStream::pair().unwrap();
         let (stdout, agent_stdout) = UnixStream::pair().unwrap();
         let (stderr, agent_stderr) = UnixStream::pair().unwrap();
+        let terminal = self.spec["process"]["terminal"] == true;
         let streams = HostStreams {
             stdin: Some(agent_stdin.into()),
             stdout: Some(agent_stdout.into()),
-            stderr: Some(agent_stderr.into()),
+            stderr: (!terminal).then(|| agent_stderr.into()),
         };
         let (containers, id, pid) = self.create_with(machine, streams)?;
         Ok(Running {
@@ -152,8 +153,13 @@ impl Bundle {
 }
 
 impl Running {
+    /// The container's first process.
+    pub fn first(&self) -> ProcessId<'_> {
+        ProcessId::first(&self.id)
+    }
+
     pub fn start(&self) -> Result<(), AgentError> {
-        self.containers.start(&self.id)
+        self.containers.start(self.first())
     }
 
     /// Writes all that the container will ever read.
@@ -165,8 +171,8 @@ impl Running {
 
     /// Waits for the container's end and deletes it.
     pub fn finish(self) -> Outcome {
-        let end = self.containers.wait(&self.id).unwrap();
-        self.containers.delete(&self.id).unwrap();
+        let end = self.containers.wait(self.first()).unwrap();
+        self.containers.delete(self.first()).unwrap();
         Outcome {
             stdout: self.stdout.join().unwrap(),
             stderr: self.stderr.join().unwrap(),

@@ -46,6 +46,7 @@ pub const ALL: &[(&str, crate::Case)] = cases![
     deletion_takes_all_processes_along,
     container_that_fails_leaves_nothing,
     host_takes_a_container_through_its_life,
+    host_waits_for_many_processes_at_once,
 ];
 
 fn run(bundle: &Bundle, machine: &Machine) -> Outcome {
@@ -100,7 +101,10 @@ fn status_of_a_signal_is_128_and_its_number(machine: &Machine) {
     let running = bundle.create(machine).unwrap();
     running.start().unwrap();
 
-    running.containers.signal(&running.id, 9, false).unwrap();
+    running
+        .containers
+        .signal(running.first(), 9, false)
+        .unwrap();
 
     assert_eq!(running.finish().end.exit.status, 137);
 }
@@ -114,7 +118,10 @@ fn signal_that_is_handled_is_the_commands_business(machine: &Machine) {
         std::thread::sleep(Duration::from_millis(1));
     }
 
-    running.containers.signal(&running.id, 15, false).unwrap();
+    running
+        .containers
+        .signal(running.first(), 15, false)
+        .unwrap();
 
     assert_eq!(running.finish().end.exit.status, 3);
 }
@@ -410,7 +417,7 @@ fn container_starts_once(machine: &Machine) {
 
     let error = running.start().unwrap_err();
 
-    running.containers.signal(&running.id, 9, true).unwrap();
+    running.containers.signal(running.first(), 9, true).unwrap();
     running.finish();
     assert_eq!(error.kind, ErrorKind::WrongState);
 }
@@ -419,10 +426,10 @@ fn deletion_ends_a_container_at_its_gate(machine: &Machine) {
     let bundle = Bundle::new(machine, "touch /ran");
     let running = bundle.create(machine).unwrap();
 
-    running.containers.delete(&running.id).unwrap();
-    running.containers.delete(&running.id).unwrap();
+    running.containers.delete(running.first()).unwrap();
+    running.containers.delete(running.first()).unwrap();
 
-    let error = running.containers.wait(&running.id).unwrap_err();
+    let error = running.containers.wait(running.first()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::NoSuchContainer);
     assert!(!bundle.path("rootfs/ran").exists());
     assert!(!machine.cgroups().contains(&running.id));
@@ -436,7 +443,7 @@ fn deletion_takes_all_processes_along(machine: &Machine) {
         std::thread::sleep(Duration::from_millis(1));
     }
 
-    running.containers.delete(&running.id).unwrap();
+    running.containers.delete(running.first()).unwrap();
 
     assert!(!machine.cgroups().contains(&running.id));
 }
@@ -464,9 +471,8 @@ fn container_that_fails_leaves_nothing(machine: &Machine) {
     assert_eq!(mounts(), before);
 }
 
-fn host_takes_a_container_through_its_life(machine: &Machine) {
-    let bundle = Bundle::new(machine, "cat; exit 9");
-    let id = crate::bundle::id_of(&bundle.path(""));
+/// A server of an agent for this bundle, and a client of it.
+fn served(bundle: &Bundle, machine: &Machine) -> (ttrpc::Server, Client) {
     let socket = bundle.path("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let share = bundle.path("").to_str().unwrap().to_owned();
@@ -476,23 +482,30 @@ fn host_takes_a_container_through_its_life(machine: &Machine) {
         .unwrap()
         .register_service(methods(Arc::new(Service::new(containers))));
     server.start().unwrap();
-    let mut agent = Client::new(UnixStream::connect(&socket).unwrap()).unwrap();
+    let client = Client::new(UnixStream::connect(&socket).unwrap()).unwrap();
+    (server, client)
+}
+
+fn host_takes_a_container_through_its_life(machine: &Machine) {
+    let bundle = Bundle::new(machine, "cat; exit 9");
+    let id = crate::bundle::id_of(&bundle.path(""));
+    let (_server, mut agent) = served(&bundle, machine);
     let timeout = Duration::from_secs(30);
     let create = messages::CreateContainerRequest {
         id: id.clone(),
         spec: bundle.spec.to_string().into_bytes(),
         ..Default::default()
     };
-    let start = messages::StartContainerRequest {
-        id: id.clone(),
+    let start = messages::StartProcessRequest {
+        container_id: id.clone(),
         ..Default::default()
     };
-    let wait = messages::WaitContainerRequest {
-        id: id.clone(),
+    let wait = messages::WaitProcessRequest {
+        container_id: id.clone(),
         ..Default::default()
     };
-    let delete = messages::DeleteContainerRequest {
-        id,
+    let delete = messages::DeleteProcessRequest {
+        container_id: id,
         ..Default::default()
     };
     let failure = |error| match error {
@@ -514,4 +527,70 @@ fn host_takes_a_container_through_its_life(machine: &Machine) {
     assert_eq!(end.exit_status, 9);
     assert!(end.exited_at_nanoseconds > 0);
     assert_eq!(failure(too_late), ErrorKind::NoSuchContainer);
+}
+
+fn host_waits_for_many_processes_at_once(machine: &Machine) {
+    let bundle = Bundle::new(machine, "sleep 1000");
+    let id = crate::bundle::id_of(&bundle.path(""));
+    let (_server, mut agent) = served(&bundle, machine);
+    let timeout = Duration::from_secs(30);
+    let create = messages::CreateContainerRequest {
+        id: id.clone(),
+        spec: bundle.spec.to_string().into_bytes(),
+        ..Default::default()
+    };
+    let first = messages::StartProcessRequest {
+        container_id: id.clone(),
+        ..Default::default()
+    };
+    agent.call(&create, timeout).unwrap();
+    agent.call(&first, timeout).unwrap();
+    let waits: Vec<_> = (0..100)
+        .map(|number| {
+            let exec_id = number.to_string();
+            let create = messages::CreateExecRequest {
+                container_id: id.clone(),
+                exec_id: exec_id.clone(),
+                process: crate::exec::process("sleep 1000").to_string().into_bytes(),
+                ..Default::default()
+            };
+            let start = messages::StartProcessRequest {
+                exec_id: exec_id.clone(),
+                ..first.clone()
+            };
+            let wait = messages::WaitProcessRequest {
+                container_id: id.clone(),
+                exec_id,
+                ..Default::default()
+            };
+            agent.call(&create, timeout).unwrap();
+            agent.call(&start, timeout).unwrap();
+            agent.send(&wait).unwrap()
+        })
+        .collect();
+    let list = messages::ListProcessesRequest {
+        container_id: id.clone(),
+        ..Default::default()
+    };
+    let delete = messages::DeleteProcessRequest {
+        container_id: id,
+        ..Default::default()
+    };
+
+    let listed = agent.call(&list, timeout).unwrap();
+    agent.call(&delete, timeout).unwrap();
+    let statuses: Vec<_> = waits
+        .iter()
+        .map(|wait| {
+            loop {
+                if let Some(answer) = agent.take(wait).unwrap() {
+                    break answer.exit_status;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        })
+        .collect();
+
+    assert!(listed.processes.len() > 100, "{}", listed.processes.len());
+    assert_eq!(statuses, [137; 100]);
 }

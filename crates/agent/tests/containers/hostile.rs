@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
+use coracle_agent::container::ProcessId;
 use coracle_agent::container::stdio::HostStreams;
 use coracle_agent_api::ErrorKind;
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
@@ -101,7 +102,7 @@ fn agents_program_is_out_of_reach(machine: &Machine) {
 
     let program = rustix::fs::statvfs(format!("/proc/{}/exe", running.pid)).unwrap();
 
-    running.containers.delete(&running.id).unwrap();
+    running.containers.delete(running.first()).unwrap();
     assert!(program.f_flag.contains(StatVfsMountFlags::RDONLY));
 }
 
@@ -301,9 +302,9 @@ fn mask_cannot_be_changed(machine: &Machine) {
 /// Runs a container that has no streams.
 fn run_without_streams(bundle: &Bundle, machine: &Machine) {
     let (containers, id, _) = bundle.create_with(machine, HostStreams::default()).unwrap();
-    containers.start(&id).unwrap();
-    containers.wait(&id).unwrap();
-    containers.delete(&id).unwrap();
+    containers.start(ProcessId::first(&id)).unwrap();
+    containers.wait(ProcessId::first(&id)).unwrap();
+    containers.delete(ProcessId::first(&id)).unwrap();
 }
 
 fn null_of_the_guest_is_not_given_away(machine: &Machine) {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ pub struct Machine {
     pub reaper: Arc<Reaper>,
     pub hierarchy: Hierarchy,
     pub busybox: &'static Path,
+    /// A disk with an ext4 file system and this name, or what is missing for one.
+    pub disk: Result<Disk, String>,
     cgroup: PathBuf,
     mount_point: PathBuf,
 }
@@ -40,6 +43,8 @@ impl Machine {
         let hierarchy = fs::create_dir(&cgroup)
             .and_then(|()| Hierarchy::set_up(&cgroup))
             .map_err(|error| format!("there is no cgroup v2: {error}"))?;
+        // Before the reaper takes what is not its own.
+        let disk = Disk::prepare();
         let reaper = Arc::new(Reaper::default());
         let running = Arc::clone(&reaper);
         thread::spawn(move || running.run());
@@ -47,6 +52,7 @@ impl Machine {
             reaper,
             hierarchy,
             busybox,
+            disk,
             cgroup,
             mount_point,
         })
@@ -70,6 +76,9 @@ impl Machine {
                 self.remove_when_empty(&id);
             }
         }
+        if let Ok(disk) = &self.disk {
+            disk.leave();
+        }
         fs::remove_dir(self.cgroup.join("containers")).unwrap();
         fs::remove_dir(&self.cgroup).unwrap();
         rustix::mount::unmount(&self.mount_point, UnmountFlags::DETACH).unwrap();
@@ -83,6 +92,59 @@ impl Machine {
             assert!(Instant::now() < deadline, "processes of {id} do not end");
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// A loop device in the place of a disk of the host's.
+#[derive(Clone)]
+pub struct Disk {
+    /// Its link, as a spec names it.
+    pub link: PathBuf,
+    device: String,
+}
+
+impl Disk {
+    /// Makes one, in a `/dev/disk` that only this process sees.
+    fn prepare() -> Result<Self, String> {
+        let run = |command: &str| -> Result<String, String> {
+            let mut words = command.split(' ');
+            let output = Command::new(words.next().unwrap())
+                .args(words)
+                .output()
+                .map_err(|error| format!("`{command}` fails: {error}"))?;
+            match output.status.success() {
+                true => Ok(String::from_utf8(output.stdout).unwrap()),
+                false => Err(format!("`{command}` fails")),
+            }
+        };
+        let image = std::env::temp_dir().join(format!("coracle-disk-{}", std::process::id()));
+        let path = image.display();
+        let device = fs::File::create(&image)
+            .and_then(|file| file.set_len(8 << 20))
+            .map_err(|error| error.to_string())
+            .and_then(|()| run(&format!("mkfs.ext4 -q {path}")))
+            .and_then(|_| run(&format!("losetup --show -f {path}")));
+        // The device keeps it.
+        let _ = fs::remove_file(&image);
+        let device = device?.trim_end().to_owned();
+        let make_link = || -> std::io::Result<PathBuf> {
+            fs::create_dir_all("/dev/disk")?;
+            rustix::mount::mount("tmpfs", "/dev/disk", "tmpfs", MountFlags::empty(), None)?;
+            fs::create_dir("/dev/disk/by-id")?;
+            let link = PathBuf::from("/dev/disk/by-id/virtio-data");
+            std::os::unix::fs::symlink(&device, &link)?;
+            Ok(link)
+        };
+        let link = make_link().map_err(|error| error.to_string())?;
+        Ok(Self { link, device })
+    }
+
+    fn leave(&self) {
+        rustix::mount::unmount("/dev/disk", UnmountFlags::DETACH).unwrap();
+        // It may be the machine's own.
+        let _ = fs::remove_dir("/dev/disk");
+        // Waiting for it is the reaper's.
+        let _ = Command::new("losetup").args(["-d", &self.device]).spawn();
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::process::ExitCode;
 
+use coracle_agent::init::Role;
 use libtest_mimic::{Arguments, Trial};
 
 /// Functions, each with its name.
@@ -15,25 +16,39 @@ macro_rules! cases {
 
 mod bundle;
 mod cases;
+mod disks;
+mod exec;
+mod execs;
 mod hostile;
 mod machine;
+mod terminals;
 
 type Case = fn(&machine::Machine);
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("init") {
-        return coracle_agent::init::main();
+    if let Some(role) = Role::of(std::env::args().nth(1).as_deref()) {
+        return coracle_agent::init::main(role);
     }
     let arguments = Arguments::from_args();
     let machine = machine::Machine::prepare();
     if let Err(lack) = &machine {
         eprintln!("containers: ignored, since {lack}");
     }
-    let ignored = machine.is_err();
-    let trials = cases::ALL
-        .iter()
-        .chain(hostile::ALL)
-        .map(|(name, case)| {
+    let disk_lack = machine
+        .as_ref()
+        .ok()
+        .and_then(|machine| machine.disk.as_ref().err());
+    if let Some(lack) = disk_lack {
+        eprintln!("containers: cases of disks ignored, since {lack}");
+    }
+    let of_disks = (disks::ALL, disk_lack.is_some());
+    let others = [cases::ALL, execs::ALL, terminals::ALL, hostile::ALL].map(|cases| (cases, false));
+    let trials = others
+        .into_iter()
+        .chain([of_disks])
+        .flat_map(|(cases, lacking)| cases.iter().map(move |case| (case, lacking)))
+        .map(|((name, case), lacking)| {
+            let ignored = lacking || machine.is_err();
             let machine = machine.as_ref().ok().cloned();
             Trial::test(*name, move || {
                 let machine = machine.ok_or("this machine cannot make containers")?;

@@ -26,16 +26,27 @@ pub enum KernelError {
     },
     /// Something else.
     #[error(
-        "the kernel image is not an ELF file: it begins with the bytes {}",
+        "the kernel image is neither an ELF file nor a bzImage: it begins with the bytes {}",
         hex(magic)
     )]
     NotElf {
         /// Its first bytes.
         magic: [u8; 4],
     },
-    /// A compressed kernel, which its own decompressor would have to unpack.
+    /// A compressed kernel, which this crate unpacks only with its feature `compressed`.
     #[error("the kernel image is a compressed bzImage; the ELF vmlinux inside it is needed")]
     BzImage,
+    /// A compressed kernel that nobody has.
+    #[cfg(feature = "compressed")]
+    #[error("the bzImage has {size:#x} bytes; {max:#x} are accepted", max = super::bzimage::MAX_SIZE)]
+    BzImageTooLarge {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A compressed kernel that is damaged, or compressed in another way.
+    #[cfg(feature = "compressed")]
+    #[error("the bzImage cannot be unpacked")]
+    Unpack(#[from] crate::compressed::vmlinuz::VmlinuzError),
     /// An ELF file for another machine.
     #[error(
         "the kernel image is not a little-endian ELF file of 64 bits for x86-64: class {class}, byte order {order}, machine {machine}"

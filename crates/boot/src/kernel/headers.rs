@@ -56,7 +56,7 @@ pub(super) fn read(image: &Image<'_>) -> Result<Vec<ProgramHeader>, KernelError>
         .collect())
 }
 
-/// Tells a compressed kernel, a common mistake, from everything else.
+/// Tells a compressed kernel from everything else.
 fn unknown_format(image: &Image<'_>, magic: [u8; 4]) -> KernelError {
     let (offset, mark) = BZIMAGE_MARK;
     let mut found = [0; 4];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! An ELF kernel: its segments into guest memory, its PVH entry out of its notes.
+//! An ELF kernel, unpacked from a bzImage if need be: its segments into guest memory, its PVH entry out of its notes.
 //!
 //! The whole program header table is checked before the first byte of guest memory changes. A kernel may come with an
 //! image that somebody else made, so everything in it is an attacker's word: segments may not overlap, or a table of
@@ -10,8 +10,11 @@ use std::fs::File;
 
 use coracle_memory::GuestMemory;
 
+use crate::elf::ProgramHeader;
 use crate::image::Image;
 
+#[cfg(feature = "compressed")]
+mod bzimage;
 mod error;
 mod headers;
 mod pvh;
@@ -30,10 +33,22 @@ pub(crate) struct Kernel {
     pub(crate) end: u64,
 }
 
+/// The ELF image in `file` and its program headers.
+fn open(file: &File) -> Result<(Image<'_>, Vec<ProgramHeader>), KernelError> {
+    let image = Image::new(file)?;
+    let headers = headers::read(&image);
+    #[cfg(feature = "compressed")]
+    if let Err(KernelError::BzImage) = headers {
+        let image = bzimage::unpack(&image)?;
+        let headers = headers::read(&image)?;
+        return Ok((image, headers));
+    }
+    Ok((image, headers?))
+}
+
 /// Loads the kernel in `file` into `memory`.
 pub(crate) fn load(memory: &GuestMemory, file: &File) -> Result<Kernel, KernelError> {
-    let image = Image::new(file)?;
-    let headers = headers::read(&image)?;
+    let (image, headers) = open(file)?;
     let segments = segments::check(memory, &image, &headers)?;
     let entry = pvh::find_entry(&image, &headers)?;
     let entry = segments

@@ -120,21 +120,87 @@ fn too_many_program_headers_are_refused() {
 #[rstest]
 #[case::empty(&[], "the kernel image has 0 bytes, too few for a kernel")]
 #[case::header_cut(&[0x7f; 63], "the kernel image has 63 bytes, too few for a kernel")]
-#[case::script(&[b'#'; 64], "the kernel image is not an ELF file: it begins with the bytes 23 23 23 23")]
+#[case::script(&[b'#'; 64], "the kernel image is neither an ELF file nor a bzImage: it begins with the bytes 23 23 23 23")]
 fn file_that_is_no_kernel_is_refused(#[case] content: &[u8], #[case] expected: &str) {
     let error = load(&memory(), &file(content)).unwrap_err();
 
     assert_eq!(error.to_string(), expected);
 }
 
+#[cfg(not(feature = "compressed"))]
 #[test]
 fn bzimage_is_named() {
-    let mut content = vec![0; 0x1000];
-    content[0x202..0x206].copy_from_slice(b"HdrS");
-
-    let error = load(&memory(), &file(&content)).unwrap_err();
+    let error = load(&memory(), &file(&bzimage(b"?"))).unwrap_err();
 
     assert!(matches!(error, KernelError::BzImage));
+}
+
+/// A bzImage with this payload.
+fn bzimage(payload: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&[0x0f, 0x02]);
+    image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    image.extend(payload);
+    image
+}
+
+#[cfg(feature = "compressed")]
+mod compressed {
+    use std::error::Error;
+    use std::io::Write;
+
+    use super::*;
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn kernel_in_a_bzimage_is_loaded() {
+        let memory = memory();
+        memory.write(GuestAddress(MIB), &[0xff; 8]).unwrap();
+        let kernel = elf(&[segment(MIB, b"code", 6), pvh_note(MIB + 1)]);
+
+        let loaded = load(&memory, &file(&bzimage(&gzip(&kernel)))).unwrap();
+
+        let mut found = [0; 8];
+        memory.read(GuestAddress(MIB), &mut found).unwrap();
+        assert_eq!(&found, b"code\0\0\xff\xff");
+        assert_eq!((u64::from(loaded.entry), loaded.end), (MIB + 1, MIB + 6));
+    }
+
+    #[rstest]
+    #[case::of_no_known_format(
+        bzimage(b"BZh91AY"),
+        "the bzImage cannot be unpacked: the kernel is compressed in an unknown way: it begins with [42, 5a, 68, 39, 31, 41]"
+    )]
+    #[case::of_no_elf(bzimage(&gzip(b"MZ, of all things")), "the bzImage cannot be unpacked: the kernel is not an ELF file: it begins with [4d, 5a, 2c, 20, 6f, 66]")]
+    #[case::of_an_unusable_kernel(bzimage(&gzip(&elf(&[pvh_note(MIB)]))), "the kernel image has no segment to load")]
+    #[case::of_a_kernel_cut_short(bzimage(&gzip(&elf(&[segment(MIB, b"code", 4), pvh_note(MIB)])[..178])), "the kernel image is truncated: segment 0 takes 0x4 bytes at offset 0xb0 of 0xb2")]
+    fn unusable_bzimage_is_refused(#[case] image: Vec<u8>, #[case] expected: &str) {
+        let error = load(&memory(), &file(&image)).unwrap_err();
+
+        let reason = error.source().map(|reason| format!(": {reason}"));
+        assert_eq!(format!("{error}{}", reason.unwrap_or_default()), expected);
+    }
+
+    #[test]
+    fn bzimage_of_any_size_is_refused_before_it_is_read() {
+        let file = file(&bzimage(b""));
+        file.set_len(1 << 40).unwrap();
+
+        let error = load(&memory(), &file).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the bzImage has 0x10000000000 bytes; 0x8000000 are accepted"
+        );
+    }
 }
 
 #[rstest]

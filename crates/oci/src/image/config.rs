@@ -20,6 +20,9 @@ pub struct ImageConfig {
     /// Variant of the CPU.
     #[serde(default)]
     pub variant: Option<String>,
+    /// When the image was made (RFC 3339).
+    #[serde(default)]
+    pub created: Option<String>,
     /// How the container is to run.
     #[serde(default, deserialize_with = "null_as_default")]
     pub config: ContainerConfig,

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::NameError;
 use crate::digest::Digest;
+use crate::show::quoted;
 use crate::tarball::TarError;
 
 /// An image that cannot be found, read or run.
@@ -14,9 +16,12 @@ use crate::tarball::TarError;
 pub enum ImageError {
     /// The reference is empty, or the like.
     #[error(
-        "`{0}` names no image: it takes the path of an OCI image layout or archive, and optionally :TAG"
+        "{} names no image: it takes the path of an OCI image layout or archive, and optionally :TAG", quoted(.0.as_bytes())
     )]
     Reference(String),
+    /// The text is no path, and no name either.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// Nothing is at the path.
     #[error("image {} does not exist", .0.display())]
     Missing(PathBuf),
@@ -33,7 +38,7 @@ pub enum ImageError {
     #[error("image {} is neither a directory nor a regular file", .0.display())]
     Kind(PathBuf),
     /// A directory or archive without what makes it a layout.
-    #[error("{} is not an OCI image layout: it holds no {missing}", .path.display())]
+    #[error("{} is not an OCI image layout, nor an archive of docker: it holds no {missing}", .path.display())]
     NotALayout {
         /// Path of the image.
         path: PathBuf,
@@ -82,6 +87,14 @@ pub enum ImageError {
         what: String,
         /// Its digest.
         digest: Digest,
+    },
+    /// A file that an archive of docker names is not in it.
+    #[error("image archive {} is incomplete: it does not hold {what}", .path.display())]
+    MissingFile {
+        /// Path of the archive.
+        path: PathBuf,
+        /// The file.
+        what: String,
     },
     /// A part of the image cannot be read, or is not what its digest says.
     #[error("{what} of image {} cannot be read", .path.display())]

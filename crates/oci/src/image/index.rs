@@ -16,7 +16,7 @@ pub(super) const INDEX_TYPES: [&str; 2] = [
 ];
 
 /// Annotation with an image's name in its layout.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation with an image's full name, as containerd writes it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 

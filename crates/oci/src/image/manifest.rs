@@ -55,6 +55,8 @@ pub enum Compression {
     None,
     /// gzip.
     Gzip,
+    /// zstd.
+    Zstd,
 }
 
 /// One layer of an image.
@@ -83,6 +85,7 @@ pub(super) fn compression(media_type: &str) -> Option<Compression> {
     match kind {
         "tar" => Some(Compression::None),
         "tar+gzip" | "tar.gzip" => Some(Compression::Gzip),
+        "tar+zstd" | "tar.zstd" => Some(Compression::Zstd),
         _ => None,
     }
 }
@@ -108,7 +111,12 @@ mod tests {
         "application/vnd.docker.image.rootfs.diff.tar.gzip",
         Some(Compression::Gzip)
     )]
-    #[case("application/vnd.oci.image.layer.v1.tar+zstd", None)]
+    #[case("application/vnd.oci.image.layer.v1.tar+zstd", Some(Compression::Zstd))]
+    #[case(
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        Some(Compression::Zstd)
+    )]
+    #[case("application/vnd.oci.image.layer.v1.tar+bzip2", None)]
     #[case("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None)]
     #[case("application/octet-stream", None)]
     #[case("", None)]

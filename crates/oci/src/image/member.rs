@@ -1,27 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A file of a layout: a whole file, or the part of an archive that holds it.
+//! A file of a layout: a whole file, the part of an archive that holds it, or a document made up for an archive that
+//! lacks it.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// A range of a file, read from its start. Clones share the file, not the position.
+/// A range of a file, or some bytes, read from the start. Clones share the content, not the position.
 #[derive(Clone, Debug)]
 pub struct Member {
-    file: Arc<File>,
+    content: Content,
     position: u64,
     end: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    File(Arc<File>),
+    Memory(Arc<[u8]>),
 }
 
 impl Member {
     /// The `size` bytes of `file` from `offset` on.
     pub(crate) fn new(file: Arc<File>, offset: u64, size: u64) -> Self {
         Self {
-            file,
+            content: Content::File(file),
             position: offset,
             end: offset.saturating_add(size),
         }
+    }
+
+    /// These bytes.
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            position: 0,
+            end: bytes.len() as u64,
+            content: Content::Memory(bytes.into()),
+        }
+    }
+
+    /// The next `size` bytes of it.
+    pub(crate) fn cut(mut self, size: u64) -> Self {
+        self.end = self.end.min(self.position.saturating_add(size));
+        self
     }
 
     /// Bytes that are left.
@@ -43,7 +65,16 @@ impl Read for Member {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let limit = usize::try_from(self.remaining())
             .map_or(buffer.len(), |remaining| remaining.min(buffer.len()));
-        let count = self.file.read_at(&mut buffer[..limit], self.position)?;
+        let count = match &self.content {
+            Content::File(file) => file.read_at(&mut buffer[..limit], self.position)?,
+            Content::Memory(bytes) => {
+                let start = usize::try_from(self.position).unwrap_or(usize::MAX);
+                bytes
+                    .get(start..)
+                    .unwrap_or_default()
+                    .read(&mut buffer[..limit])?
+            }
+        };
         self.position += count as u64;
         Ok(count)
     }

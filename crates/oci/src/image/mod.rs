@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Images as other tools store them: OCI image layouts, in a directory or a tar archive.
+//! Images as other tools store them: OCI image layouts, in a directory or a tar archive, and archives of `docker save`.
 //!
 //! ```text
-//! reference   DIR[:TAG] or FILE.tar[:TAG]
+//! reference   what a user calls an image by: a path of a layout, or a name
+//! name        [REGISTRY/]REPOSITORY[:TAG][@DIGEST]
 //! source      the layout: blobs by digest, each checked as it is read
 //!   layout    in a directory
 //!   archive   in a tar archive, read in place
+//!   docker    a layout made up for an archive of `docker save`
 //! index       which images a layout holds      (image-spec, image-index)
 //! manifest    which blobs make up an image      (image-spec, manifest)
 //! config      how its container is to run       (image-spec, config)
@@ -13,20 +15,25 @@
 //! ```
 
 mod archive;
+mod compression;
 mod config;
+mod docker;
 mod error;
 mod index;
 mod layout;
 mod manifest;
 mod member;
+mod name;
 mod reference;
 mod select;
 mod source;
 
 pub use self::config::{ContainerConfig, ImageConfig};
 pub use self::error::ImageError;
+pub(crate) use self::index::REF_NAME;
 pub use self::index::{Descriptor, Index, Platform};
 pub use self::manifest::{Compression, Layer, Manifest};
-pub use self::reference::Reference;
+pub use self::name::{Name, NameError};
+pub use self::reference::{PathReference, Reference};
 pub use self::select::{Image, PLATFORM};
 pub use self::source::{Blob, Source};

@@ -22,15 +22,26 @@ const DEFAULT_TAG: &str = "latest";
 /// An image, found and read but for its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Digest of the manifest.
-    pub digest: Digest,
+    /// The manifest.
+    pub manifest: Descriptor,
     /// How its container is to run.
     pub config: ImageConfig,
+    /// The blob of its config.
+    pub config_blob: Descriptor,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
 }
 
 impl Image {
+    /// Bytes of all its blobs, compressed as they are.
+    pub fn size(&self) -> u64 {
+        let layers = self.layers.iter().map(|layer| layer.descriptor.size);
+        layers.fold(
+            self.manifest.size.saturating_add(self.config_blob.size),
+            u64::saturating_add,
+        )
+    }
+
     /// A name for the tree that the layers make, one on top of the other (image-spec, config,
     /// "Layer ChainID"). Of an image without layers: the digest of nothing.
     pub fn chain_id(&self) -> Digest {
@@ -56,6 +67,21 @@ impl Source {
             Some(tag) => self.by_tag(&index, tag)?,
             None => self.without_tag(&index)?,
         };
+        self.among(candidates)
+    }
+
+    /// The image that `descriptor` stands for, for [`PLATFORM`]: a manifest, or one in an index.
+    ///
+    /// # Errors
+    /// As [`Source::image`].
+    pub fn image_of(&self, descriptor: &Descriptor) -> Result<Image, ImageError> {
+        self.among([descriptor])
+    }
+
+    fn among<'d>(
+        &self,
+        candidates: impl IntoIterator<Item = &'d Descriptor>,
+    ) -> Result<Image, ImageError> {
         let mut search = Search {
             source: self,
             documents: 0,
@@ -65,6 +91,25 @@ impl Source {
             Some(image) => Ok(image),
             None => Err(search.no_platform()),
         }
+    }
+
+    /// What a document refers to, for any platform; of other things than indexes and manifests, nothing.
+    pub(crate) fn references(&self, descriptor: &Descriptor) -> Result<References, ImageError> {
+        let media_type = descriptor.media_type.as_str();
+        let what = format!("document {}", descriptor.digest);
+        let mut references = References::default();
+        if INDEX_TYPES.contains(&media_type) {
+            let json = self.document(descriptor, &what)?;
+            let index = Index::from_json(&json).map_err(|source| self.json_error(&what, source))?;
+            references.documents = index.manifests;
+        } else if MANIFEST_TYPES.contains(&media_type) {
+            let json = self.document(descriptor, &what)?;
+            let manifest =
+                Manifest::from_json(&json).map_err(|source| self.json_error(&what, source))?;
+            references.blobs = manifest.layers;
+            references.blobs.push(manifest.config);
+        }
+        Ok(references)
     }
 
     fn by_tag<'i>(&self, index: &'i Index, tag: &str) -> Result<Vec<&'i Descriptor>, ImageError> {
@@ -129,6 +174,15 @@ fn known_tags(index: &Index) -> String {
         count if count > 10 => format!("{} and {} more", tags[..10].join(", "), count - 10),
         _ => tags.join(", "),
     }
+}
+
+/// What a document refers to.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    /// Indexes and manifests.
+    pub(crate) documents: Vec<Descriptor>,
+    /// Configs and layers.
+    pub(crate) blobs: Vec<Descriptor>,
 }
 
 /// A search through indexes, for the first image that runs here.
@@ -212,8 +266,9 @@ impl Search<'_> {
         }
         let layers = self.layers(manifest.layers, &config)?;
         Ok(Some(Image {
-            digest: descriptor.digest.clone(),
+            manifest: descriptor.clone(),
             config,
+            config_blob: manifest.config,
             layers,
         }))
     }

@@ -188,7 +188,7 @@ impl Source {
         }
     }
 
-    fn read_error(&self, what: &str, source: io::Error) -> ImageError {
+    pub(crate) fn read_error(&self, what: &str, source: io::Error) -> ImageError {
         ImageError::Read {
             path: self.path.clone(),
             what: what.to_owned(),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A layer's entries, one after another, onto a tree (image-spec, layer, "Applying Changesets").
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
 use super::attributes::{Attributes, Ownership};
+use super::content;
 use super::error::{LayerError, Refusal};
 use super::limits::{Limits, Metered};
 use super::path::TreePath;
@@ -21,6 +21,9 @@ pub struct Options {
     pub limits: Limits,
     /// Who owns what is unpacked.
     pub ownership: Ownership,
+    /// Most threads that decode layers ahead, 0 for none; `None` for one a processor, up to 4, and none where there is one
+    /// processor. Each takes up to 128 MiB, and commonly 8.
+    pub decoders: Option<usize>,
 }
 
 /// Applies layers to a directory, the lowest first.
@@ -104,7 +107,7 @@ impl Applier {
     fn entry(
         &mut self,
         mut entry: Entry,
-        content: &mut Entries<impl Read>,
+        entries: &mut Entries<impl Read>,
     ) -> Result<(), EntryFault> {
         let path = TreePath::from_name(&entry.path)?;
         let attributes = Attributes::of(&mut entry, self.ownership);
@@ -129,29 +132,13 @@ impl Applier {
                     }
                     Kind::File => {
                         let file = self.tree.file(place)?;
-                        let file = copy(content, file, &mut self.buffer)?;
+                        let file = content::write(entries, &entry, file, &mut self.buffer)?;
                         self.tree.finish_file(&file, &attributes)?;
                     }
                 }
             }
         }
         Ok(())
-    }
-}
-
-fn copy(
-    content: &mut Entries<impl Read>,
-    file: OwnedFd,
-    buffer: &mut [u8],
-) -> Result<OwnedFd, EntryFault> {
-    let mut file = File::from(file);
-    loop {
-        match content.read_content(buffer)? {
-            0 => return Ok(file.into()),
-            count => file
-                .write_all(&buffer[..count])
-                .map_err(|error| Fault::Io("write", error))?,
-        }
     }
 }
 
@@ -173,7 +160,7 @@ fn drain(layer: &str, stream: &mut impl Read, buffer: &mut [u8]) -> Result<(), L
 }
 
 /// Why an entry could not be applied: it, or the stream that it is in.
-enum EntryFault {
+pub(super) enum EntryFault {
     Tree(Fault),
     Tar(TarError),
 }

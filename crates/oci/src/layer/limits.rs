@@ -7,7 +7,7 @@ use std::io::{self, Read};
 /// Bounds over all layers of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of uncompressed tar streams.
+    /// Bytes of uncompressed tar streams. Holes of sparse files, which take no room, are not in them.
     pub bytes: u64,
     /// Entries.
     pub entries: u64,

@@ -7,12 +7,14 @@
 //! whiteout    names that delete
 //! resolve     from a name to a directory of the tree, through its symlinks
 //! tree        making, replacing and deleting in the tree
+//! content     what files hold, with their holes
 //! attributes  owners, modes, times, extended attributes
 //! limits      how much one image may unpack
 //! ```
 
 mod apply;
 mod attributes;
+mod content;
 mod error;
 mod limits;
 mod path;

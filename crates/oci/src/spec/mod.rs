@@ -12,7 +12,7 @@ mod process;
 
 use std::path::Path;
 
-use oci_spec::runtime::{Root, Spec};
+use oci_spec::runtime::{Box as ConsoleSize, BoxBuilder as ConsoleSizeBuilder, Root, Spec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -20,6 +20,7 @@ use crate::image::ImageConfig;
 use crate::user::User;
 
 pub use self::mounts::Bind;
+pub use self::process::exec;
 
 /// Version of the OCI runtime specification that is followed.
 const OCI_VERSION: &str = "1.2.0";
@@ -37,8 +38,30 @@ pub struct Overrides {
     pub user: Option<String>,
     /// Name of the container's host.
     pub hostname: Option<String>,
-    /// Whether the process has a terminal.
-    pub terminal: bool,
+    /// The terminal of the process, if it has one.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// The size of a terminal, in characters; 0 where it is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl TerminalSize {
+    fn console_size(self) -> Option<ConsoleSize> {
+        if self.columns == 0 || self.rows == 0 {
+            return None;
+        }
+        ConsoleSizeBuilder::default()
+            .height(self.rows)
+            .width(self.columns)
+            .build()
+            .ok()
+    }
 }
 
 /// All that decides on a container's specification.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is mounted in the container: kernel file systems, then volumes.
+//! What is mounted in the container: kernel file systems, then volumes and disks.
 
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize};
 
-/// A volume, as the guest sees it.
+/// A volume or a disk, as the guest sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// Path in the guest.
@@ -15,6 +15,9 @@ pub struct Bind {
     pub destination: PathBuf,
     /// Whether the container may only read it.
     pub read_only: bool,
+    /// The file system that is mounted from the source, a block device; `auto` for any that the guest knows. None: what
+    /// is at the source is bound as it is.
+    pub file_system: Option<String>,
 }
 
 /// Destination, type, source and options: docker's.
@@ -75,12 +78,12 @@ pub(super) fn mounts(binds: &[Bind]) -> Vec<Mount> {
     let mut volumes: Vec<&Bind> = binds.iter().collect();
     volumes.sort_by_key(|bind| bind.destination.components().count());
     let volumes = volumes.into_iter().map(|bind| {
-        let options: &[&str] = if bind.read_only {
-            &["rbind", "rprivate", "ro"]
-        } else {
-            &["rbind", "rprivate", "rw"]
+        let access = if bind.read_only { "ro" } else { "rw" };
+        let (kind, options): (&str, &[&str]) = match &bind.file_system {
+            Some(kind) => (kind, &[access]),
+            None => ("bind", &["rbind", "rprivate", access]),
         };
-        mount(&bind.destination, "bind", &bind.source, options)
+        mount(&bind.destination, kind, &bind.source, options)
     });
     standard.chain(volumes).collect()
 }
@@ -106,6 +109,7 @@ mod tests {
             source: "/share/volumes/0".into(),
             destination: destination.into(),
             read_only,
+            file_system: None,
         }
     }
 

@@ -9,10 +9,12 @@ use oci_spec::runtime::{
 };
 use tracing::warn;
 
-use super::{Container, Overrides, SpecError};
+use super::{Container, Overrides, SpecError, TerminalSize};
 use crate::image::ContainerConfig;
 use crate::user::User;
 
+/// What programs take a terminal for, unless the image or the user says otherwise.
+const TERMINAL_KIND: &str = "TERM=xterm";
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What docker leaves to containers.
@@ -46,7 +48,8 @@ pub(super) fn process(container: Container<'_>) -> Result<Process, SpecError> {
     } = container;
     let mut process = Process::default();
     process
-        .set_terminal(Some(overrides.terminal))
+        .set_terminal(Some(overrides.terminal.is_some()))
+        .set_console_size(overrides.terminal.and_then(TerminalSize::console_size))
         .set_user(spec_user(user))
         .set_args(Some(arguments(&config.config, overrides)?))
         .set_env(Some(environment(&config.config, overrides, user)?))
@@ -54,6 +57,42 @@ pub(super) fn process(container: Container<'_>) -> Result<Process, SpecError> {
         .set_capabilities(Some(capabilities(user)))
         .set_rlimits(Some(vec![open_files()]))
         .set_no_new_privileges(Some(false));
+    Ok(process)
+}
+
+/// A further process of the container that runs `first`: as that but for the user's wishes. `user` is whom they name.
+///
+/// # Errors
+/// Where there is no command, or a wish cannot be honoured.
+pub fn exec(
+    first: &Process,
+    overrides: &Overrides,
+    user: Option<&User>,
+) -> Result<Process, SpecError> {
+    if overrides.command.is_empty() {
+        return Err(SpecError::NoCommand);
+    }
+    require_no_nul("the command line", &overrides.command)?;
+    let inherited = first.env().iter().flatten().cloned();
+    let terminal = overrides.terminal.map(|_| TERMINAL_KIND.to_owned());
+    let home = user.map(|user| format!("HOME={}", user.home));
+    // A kind of terminal that the container has is better than the usual one.
+    let environment = Environment::new(terminal.into_iter().chain(inherited).chain(home));
+
+    let mut process = first.clone();
+    process
+        .set_terminal(Some(overrides.terminal.is_some()))
+        .set_console_size(overrides.terminal.and_then(TerminalSize::console_size))
+        .set_args(Some(overrides.command.clone()))
+        .set_env(Some(environment.finish(overrides)?));
+    if overrides.workdir.is_some() {
+        process.set_cwd(working_directory(&ContainerConfig::default(), overrides)?);
+    }
+    if let Some(user) = user {
+        process
+            .set_user(spec_user(user))
+            .set_capabilities(Some(capabilities(user)));
+    }
     Ok(process)
 }
 
@@ -82,7 +121,7 @@ fn environment(
         .hostname
         .as_ref()
         .map(|name| format!("HOSTNAME={name}"));
-    let terminal = overrides.terminal.then(|| "TERM=xterm".to_owned());
+    let terminal = overrides.terminal.map(|_| TERMINAL_KIND.to_owned());
     let defaults = [
         Some(DEFAULT_PATH.to_owned()),
         hostname,
@@ -90,10 +129,7 @@ fn environment(
         Some(format!("HOME={}", user.home)),
     ];
 
-    let mut environment = Environment::default();
-    for variable in defaults.into_iter().flatten() {
-        environment.set(variable);
-    }
+    let mut environment = Environment::new(defaults.into_iter().flatten());
     for variable in &config.env {
         // Images with such lines run elsewhere; there is nothing that they could mean.
         if has_name(variable) {
@@ -105,14 +141,7 @@ fn environment(
             );
         }
     }
-    for variable in &overrides.env {
-        if !has_name(variable) {
-            return Err(SpecError::Environment(variable.escape_debug().to_string()));
-        }
-        environment.set(variable.clone());
-    }
-    require_no_nul("the environment", &environment.variables)?;
-    Ok(environment.variables)
+    environment.finish(overrides)
 }
 
 fn has_name(variable: &str) -> bool {
@@ -127,6 +156,26 @@ struct Environment {
 }
 
 impl Environment {
+    fn new(variables: impl IntoIterator<Item = String>) -> Self {
+        let mut environment = Self::default();
+        for variable in variables {
+            environment.set(variable);
+        }
+        environment
+    }
+
+    /// With what the user wishes, which has to make sense.
+    fn finish(mut self, overrides: &Overrides) -> Result<Vec<String>, SpecError> {
+        for variable in &overrides.env {
+            if !has_name(variable) {
+                return Err(SpecError::Environment(variable.escape_debug().to_string()));
+            }
+            self.set(variable.clone());
+        }
+        require_no_nul("the environment", &self.variables)?;
+        Ok(self.variables)
+    }
+
     fn set(&mut self, variable: String) {
         let name = variable.split('=').next().unwrap_or_default().to_owned();
         match self.places.get(&name) {
@@ -288,7 +337,10 @@ mod tests {
     #[test]
     fn terminal_brings_its_type() {
         let overrides = Overrides {
-            terminal: true,
+            terminal: Some(TerminalSize {
+                columns: 80,
+                rows: 25,
+            }),
             ..Overrides::default()
         };
 
@@ -349,5 +401,87 @@ mod tests {
         assert_eq!(found.permitted().as_ref().unwrap().len(), expected);
         assert!(found.inheritable().as_ref().unwrap().is_empty());
         assert!(found.ambient().as_ref().unwrap().is_empty());
+    }
+
+    fn first_process() -> Process {
+        let mut first = Process::default();
+        first
+            .set_terminal(Some(false))
+            .set_args(Some(words("sleep 1000")))
+            .set_env(Some(words("PATH=/bin HOME=/root TERM=dumb")))
+            .set_cwd(PathBuf::from("/work"))
+            .set_capabilities(Some(capabilities(&User::default())));
+        first
+    }
+
+    fn wishes(command: &str) -> Overrides {
+        Overrides {
+            command: words(command),
+            ..Overrides::default()
+        }
+    }
+
+    #[test]
+    fn executed_command_is_as_the_first_but_for_the_wishes() {
+        let overrides = Overrides {
+            env: words("PATH=/opt/bin NEW=1"),
+            workdir: Some("/tmp".to_owned()),
+            terminal: Some(TerminalSize {
+                columns: 80,
+                rows: 25,
+            }),
+            ..wishes("sh -l")
+        };
+
+        let process = exec(&first_process(), &overrides, None).unwrap();
+
+        assert_eq!(process.args(), &Some(words("sh -l")));
+        let env = words("TERM=dumb PATH=/opt/bin HOME=/root NEW=1");
+        assert_eq!(process.env(), &Some(env));
+        assert_eq!(process.cwd(), Path::new("/tmp"));
+        assert_eq!(process.terminal(), Some(true));
+        assert_eq!(process.console_size().map(|size| size.height()), Some(25));
+    }
+
+    #[test]
+    fn executed_command_inherits_directory_user_and_capabilities() {
+        let first = first_process();
+
+        let process = exec(&first, &wishes("id"), None).unwrap();
+
+        assert_eq!(process.cwd(), first.cwd());
+        assert_eq!(process.user(), first.user());
+        assert_eq!(process.capabilities(), first.capabilities());
+        assert_eq!(process.terminal(), Some(false));
+    }
+
+    #[test]
+    fn executed_command_of_another_user_has_neither_roots_capabilities_nor_its_home() {
+        let user = User {
+            uid: 1000,
+            gid: 100,
+            home: "/home/me".to_owned(),
+            ..User::default()
+        };
+
+        let process = exec(&first_process(), &wishes("id"), Some(&user)).unwrap();
+
+        assert_eq!(process.user().uid(), 1000);
+        let permitted = process.capabilities().as_ref().unwrap().permitted();
+        assert_eq!(permitted, &Some(Capabilities::new()));
+        assert!(
+            process
+                .env()
+                .as_ref()
+                .unwrap()
+                .contains(&"HOME=/home/me".to_owned())
+        );
+    }
+
+    #[test]
+    fn nothing_to_execute_is_refused() {
+        let error = exec(&first_process(), &wishes(""), None);
+
+        assert_eq!(error, Err(SpecError::NoCommand));
     }
 }

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use super::entry::{Entry, Kind, Time};
 use super::error::TarError;
 use super::header::{BLOCK, BadField, Header};
-use super::pax::{self, BadRecord, Pax};
+use super::pax::{self, BadRecord, Pax, PaxSparse};
+use super::sparse::{self, BadMap, NewMap, Segment, Sparse};
 use crate::show::quoted;
 
 /// Most bytes of extended headers before one entry: far beyond any path and all extended
@@ -117,7 +118,11 @@ impl<R: Read> Entries<R> {
             field,
         };
         let pax = extended.pax.unwrap_or_default();
-        let path = pax.path.or(extended.path).unwrap_or_else(|| header.name());
+        let sparse_name = pax.sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let path = sparse_name
+            .or(pax.path)
+            .or(extended.path)
+            .unwrap_or_else(|| header.name());
         let link = pax
             .link_path
             .or(extended.link)
@@ -126,13 +131,10 @@ impl<R: Read> Entries<R> {
             entry: quoted(&path),
             what,
         };
-        if pax.sparse {
-            return Err(unsupported("a sparse file"));
-        }
         let kind = match header.type_flag() {
             // Before POSIX, a directory was told by its name.
             0 if path.ends_with(b"/") => Kind::Directory,
-            0 | b'0' | b'7' => Kind::File,
+            0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink(link),
             b'2' => Kind::Symlink(link),
             b'3' => header
@@ -145,7 +147,6 @@ impl<R: Read> Entries<R> {
                 .map_err(bad_field)?,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            b'S' => return Err(unsupported("a sparse file")),
             b'M' => return Err(unsupported("the continuation of another archive's file")),
             b'V' => return Err(unsupported("a volume label")),
             _ => return Err(unsupported("of an unknown type")),
@@ -160,7 +161,30 @@ impl<R: Read> Entries<R> {
                 size,
             });
         }
-        self.expect_content(start, size)?;
+        let bad_map = |BadMap(reason)| TarError::Sparse {
+            entry: quoted(&path),
+            reason,
+        };
+        let (size, sparse) = match (header.type_flag(), pax.sparse) {
+            (b'S', _) => {
+                let segments = self.old_map(header, &bad_map, extended.used)?;
+                self.expect_content(start, size)?;
+                let whole = sparse::old_size(header.0).map_err(bad_map)?;
+                (
+                    size,
+                    Some(Sparse::new(whole, segments, size).map_err(bad_map)?),
+                )
+            }
+            (_, Some(map)) if kind == Kind::File => {
+                self.expect_content(start, size)?;
+                let sparse = self.pax_map(map, &bad_map)?;
+                (self.content, Some(sparse))
+            }
+            _ => {
+                self.expect_content(start, size)?;
+                (size, None)
+            }
+        };
         let seconds = Time {
             seconds: header.mtime().map_err(bad_field)?,
             nanoseconds: 0,
@@ -172,9 +196,78 @@ impl<R: Read> Entries<R> {
             uid: id(pax.uid.map_or_else(|| header.uid(), Ok), "user id").map_err(bad_field)?,
             gid: id(pax.gid.map_or_else(|| header.gid(), Ok), "group id").map_err(bad_field)?,
             size,
+            sparse,
             mtime: pax.mtime.unwrap_or(seconds),
             xattrs: pax.xattrs,
         })
+    }
+
+    /// Reads the map of a file of the old format; its content comes after the blocks of the map.
+    fn old_map(
+        &mut self,
+        header: &Header<'_>,
+        bad_map: &impl Fn(BadMap) -> TarError,
+        mut used: u64,
+    ) -> Result<Vec<Segment>, TarError> {
+        let mut segments = Vec::new();
+        let mut goes_on = sparse::old_map(header.0, true, &mut segments).map_err(bad_map)?;
+        while goes_on {
+            let offset = self.offset;
+            used = used.saturating_add(BLOCK as u64);
+            if used > EXTENSION_LIMIT {
+                return Err(TarError::ExtensionTooLarge { offset });
+            }
+            let block = self.block()?.ok_or(TarError::Truncated { offset })?;
+            goes_on = sparse::old_map(&block, false, &mut segments).map_err(bad_map)?;
+        }
+        Ok(segments)
+    }
+
+    /// The map that pax records hold, or announce: then it is at the start of the content.
+    fn pax_map(
+        &mut self,
+        records: PaxSparse,
+        bad_map: &impl Fn(BadMap) -> TarError,
+    ) -> Result<Sparse, TarError> {
+        let segments = match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
+            (1, 0) if records.map.is_empty() => self.new_map(bad_map)?,
+            (0, 0 | 1) if records.map.len().is_multiple_of(2) => sparse::pairs(&records.map),
+            (0 | 1, _) => return Err(bad_map(BadMap("it is not one of its version"))),
+            _ => return Err(bad_map(BadMap("it is of an unknown version"))),
+        };
+        let announced = records.count.map(usize::try_from);
+        if announced.is_some_and(|count| count != Ok(segments.len())) {
+            return Err(bad_map(BadMap(
+                "it has another number of parts than it says",
+            )));
+        }
+        let missing = BadMap("the size of the file is not stated");
+        let size = records.size.ok_or(missing).map_err(bad_map)?;
+        Sparse::new(size, segments, self.content).map_err(bad_map)
+    }
+
+    fn new_map(&mut self, bad_map: &impl Fn(BadMap) -> TarError) -> Result<Vec<Segment>, TarError> {
+        let mut map = NewMap::default();
+        let mut read = 0;
+        loop {
+            let mut block = [0; BLOCK];
+            let mut filled = 0;
+            while filled < BLOCK {
+                match self.read_content(&mut block[filled..])? {
+                    0 => return Err(bad_map(BadMap("it has no end"))),
+                    count => filled += count,
+                }
+            }
+            if let Some(segments) = map.block(&block).map_err(bad_map)? {
+                return Ok(segments);
+            }
+            read += BLOCK as u64;
+            if read > EXTENSION_LIMIT {
+                return Err(TarError::ExtensionTooLarge {
+                    offset: self.offset,
+                });
+            }
+        }
     }
 
     fn expect_content(&mut self, start: u64, size: u64) -> Result<(), TarError> {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a tar stream says of one entry.
 
+use super::sparse::Sparse;
+
 /// A point in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Time {
@@ -42,8 +44,10 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes of content.
+    /// Bytes of content in the stream.
     pub size: u64,
+    /// Of a sparse file, which parts its content is.
+    pub sparse: Option<Sparse>,
     /// Modification time.
     pub mtime: Time,
     /// Extended attributes: names and values.

@@ -55,6 +55,14 @@ pub enum TarError {
         /// Where the last of them starts.
         offset: u64,
     },
+    /// The map of a sparse file cannot be honoured.
+    #[error("tar entry {entry} is a sparse file, and its map is malformed: {reason}")]
+    Sparse {
+        /// The entry's name.
+        entry: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// An entry of a kind that is not supported.
     #[error("tar entry {entry} is {what}, which is not supported")]
     Unsupported {

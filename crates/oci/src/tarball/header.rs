@@ -83,7 +83,7 @@ impl Header<'_> {
 
 /// A field of a header as a number: octal digits, or GNU's base 256 where the top bit is set. A
 /// blank field is 0.
-fn number(field: &[u8]) -> Option<i64> {
+pub(super) fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
         return base_256(field);

@@ -11,6 +11,7 @@ mod entry;
 mod error;
 mod header;
 mod pax;
+mod sparse;
 #[cfg(test)]
 mod tests;
 

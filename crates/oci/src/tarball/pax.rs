@@ -17,8 +17,23 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<i64>,
     pub(crate) mtime: Option<Time>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Whether the content is a map of a sparse file's parts.
-    pub(crate) sparse: bool,
+    pub(crate) sparse: Option<PaxSparse>,
+}
+
+/// What pax records say of a sparse file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct PaxSparse {
+    /// Version of the format; none before 1.0.
+    pub(crate) major: Option<u64>,
+    pub(crate) minor: Option<u64>,
+    /// The file's name; the entry's own is made up.
+    pub(crate) name: Option<Vec<u8>>,
+    /// Bytes of the whole file.
+    pub(crate) size: Option<u64>,
+    /// Segments that were announced.
+    pub(crate) count: Option<u64>,
+    /// The map, offsets and lengths in turn.
+    pub(crate) map: Vec<u64>,
 }
 
 /// Records that cannot be read.
@@ -80,8 +95,36 @@ fn apply(pax: &mut Pax, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
             pax.mtime =
                 optional(value, time).ok_or(BadRecord("the modification time is not a number"))?
         }
-        _ if key.starts_with(b"GNU.sparse.") => pax.sparse = true,
         // User and group names, comments, access times, vendors' own: without a meaning here.
+        _ => {
+            if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                apply_sparse(pax.sparse.get_or_insert_default(), key, value)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn apply_sparse(sparse: &mut PaxSparse, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
+    let bad = BadRecord("a record of a sparse file is not a number");
+    let number = decimal(value);
+    match key {
+        b"name" => sparse.name = Some(value.to_vec()),
+        b"map" => {
+            let numbers = value.split(|byte| *byte == b',');
+            sparse.map = numbers.map(decimal).collect::<Option<_>>().ok_or(bad)?;
+        }
+        b"major" => sparse.major = Some(number.ok_or(bad)?),
+        b"minor" => sparse.minor = Some(number.ok_or(bad)?),
+        b"size" | b"realsize" => sparse.size = Some(number.ok_or(bad)?),
+        b"numblocks" => sparse.count = Some(number.ok_or(bad)?),
+        b"offset" | b"numbytes" => {
+            let is_turn = (key == b"offset") == sparse.map.len().is_multiple_of(2);
+            if !is_turn {
+                return Err(BadRecord("records of a sparse file are not in turn"));
+            }
+            sparse.map.push(number.ok_or(bad)?);
+        }
         _ => {}
     }
     Ok(())
@@ -193,6 +236,8 @@ mod tests {
     #[case::huge_length(b"99999999999999999999999 path=a\n")]
     #[case::size_is_text(b"10 size=a\n")]
     #[case::size_is_negative(b"11 size=-1\n")]
+    #[case::sparse_map_of_text(b"24 GNU.sparse.map=0,x,1\n")]
+    #[case::sparse_parts_out_of_turn(b"25 GNU.sparse.numbytes=1\n")]
     #[case::xattr_without_name(b"19 SCHILY.xattr.=a\n")]
     fn bad_record_is_refused(#[case] bytes: &[u8]) {
         assert!(parse(bytes).is_err());

@@ -107,6 +107,7 @@ proptest! {
                     uid: id,
                     gid: id,
                     size: given.content.len() as u64,
+                    sparse: None,
                     mtime: Time { seconds: i64::try_from(given.mtime).unwrap(), nanoseconds: 0 },
                     xattrs: given.xattr.iter().map(|value| (b"user.x".to_vec(), value.clone())).collect(),
                 };

@@ -127,6 +127,40 @@ fn a_chain_is_returned_once() {
 }
 
 #[test]
+fn chains_returned_together_are_seen_in_their_order() {
+    let mut driver = driver();
+    let mut queue = driver.queue(features::RING).unwrap();
+    let heads = [0; 3].map(|_| driver.add(&[], &[8]).unwrap());
+    let mut chain = Chain::new();
+    while queue.pop(&mut chain).unwrap() {}
+
+    queue
+        .add_used_together([(heads[2], 8), (heads[0], 5), (heads[1], 0)])
+        .unwrap();
+
+    let used = std::iter::from_fn(|| driver.used().unwrap());
+    let used: Vec<_> = used.map(|used| (used.head, used.len)).collect();
+    let expected = [(heads[2], 8), (heads[0], 5), (heads[1], 0)];
+    assert_eq!(used, expected.map(|(head, len)| (u32::from(head), len)));
+    assert_eq!(queue.in_flight(), 0);
+    assert!(queue.needs_interrupt());
+}
+
+#[test]
+fn of_chains_returned_together_all_are_seen_or_none() {
+    let mut driver = driver();
+    let mut queue = driver.queue(features::RING).unwrap();
+    let head = driver.add(&[], &[8]).unwrap();
+    queue.pop(&mut Chain::new()).unwrap();
+
+    let result = queue.add_used_together([(head, 8), (head, 8)]);
+
+    assert_eq!(result, Err(QueueError::NotInFlight { head }));
+    assert_eq!(driver.used().unwrap(), None);
+    assert!(!queue.needs_interrupt());
+}
+
+#[test]
 fn a_head_outside_the_table_is_refused() {
     let mut driver = driver();
     let mut queue = driver.queue(features::RING).unwrap();

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! From a configuration to the devices of a machine: which there are ([`assemble`]), where they stand ([`resources`]),
-//! where their output goes ([`logs`]) and how the guest turns the machine off ([`power`]).
+//! where their output goes ([`logs`]), which threads serve disks ([`disks`]), which devices other processes serve
+//! ([`vhost_user`]) and how the guest turns the machine off ([`power`]).
 
+mod disks;
 mod logs;
 mod power;
 mod resources;
+mod vhost_user;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,9 +19,11 @@ use coracle_boot::MmioDevice;
 use coracle_boot::layout::SERIAL_PORT;
 use coracle_devices::LogError;
 use coracle_devices::console::Console;
-use coracle_devices::fs::{FsError, VhostUserFs};
+use coracle_devices::fs::{FsError, file_system};
 use coracle_devices::legacy::{PioDevice, i8042, rtc, serial};
+use coracle_devices::net::{Net as NetDevice, NetError};
 use coracle_devices::rng::Rng;
+use coracle_devices::vhost_user::{PATIENCE, VhostUserDevice, VhostUserError};
 use coracle_virtio::{Interrupt, MmioTransport, TransportError, VirtioDevice, Workers};
 use coracle_vsock::VsockDevice;
 use event_manager::EventSet;
@@ -26,11 +31,13 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, BusError, Buses};
-use crate::config::{Config, Share, Vsock};
+use crate::config::{Config, Disk, Net, Share, VhostUser, Vsock};
 use crate::ending::Ending;
 use crate::event_loop::EventLoop;
 use crate::machine::Machine;
 use crate::{Exit, Fault, KvmError};
+pub use disks::DiskSetupError;
+pub(crate) use disks::DiskThreads;
 use logs::Logs;
 use power::Power;
 use resources::Resources;
@@ -59,6 +66,30 @@ pub enum DeviceError {
         /// The reason.
         source: std::io::Error,
     },
+    /// A disk cannot be made.
+    #[error("disk {index} cannot be made")]
+    Disk {
+        /// Which one, in the order of the configuration.
+        index: usize,
+        /// The reason.
+        source: DiskSetupError,
+    },
+    /// A device of another process cannot be made.
+    #[error("vhost-user device {index} cannot be made")]
+    VhostUser {
+        /// Which one, in the order of the configuration.
+        index: usize,
+        /// The reason.
+        source: Box<VhostUserError>,
+    },
+    /// The back end of a device cannot be watched.
+    #[error("the back end of vhost-user device {index} cannot be watched")]
+    VhostUserWatch {
+        /// Which one, in the order of the configuration.
+        index: usize,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// The vsock device cannot be made.
     #[error("the vsock device at {uds} cannot be made")]
     Vsock {
@@ -66,6 +97,14 @@ pub enum DeviceError {
         uds: String,
         /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A network device cannot be made.
+    #[error("network device {index} cannot be made")]
+    Net {
+        /// Which one, counted from 0.
+        index: usize,
+        /// The reason.
+        source: NetError,
     },
     /// A log cannot be written to.
     #[error("the {what} log cannot be kept")]
@@ -104,6 +143,8 @@ pub(crate) struct Devices {
     pub(crate) mmio: Vec<MmioDevice>,
     /// The interrupt of the serial port, if there is one.
     pub(crate) serial_gsi: Option<u32>,
+    /// What serves the disks, each on a thread of its own.
+    pub(crate) disk_loops: Vec<EventLoop>,
 }
 
 /// Makes the devices that `config` names and connects them to `machine`.
@@ -116,7 +157,7 @@ pub(crate) fn assemble(
     let mut logs = Logs::new();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for share in config.fs {
-        devices.push(Box::new(file_system(share, event_loop, ending)?));
+        devices.push(Box::new(shared_file_system(share, event_loop, ending)?));
     }
     if let Some(vsock) = config.vsock {
         devices.push(Box::new(socket_device(vsock)?));
@@ -124,12 +165,25 @@ pub(crate) fn assemble(
     if config.rng {
         devices.push(Box::new(Rng::new()));
     }
-    if let Some(log) = config.console_log {
-        let output = logs.open(log).map_err(|source| DeviceError::Log {
-            what: "console",
-            source,
-        })?;
-        devices.push(Box::new(Console::new(output, None)));
+    if config.console_log.is_some() || config.console_input.is_some() {
+        let output = match config.console_log {
+            None => Box::new(std::io::sink()),
+            Some(log) => logs.open(log).map_err(|source| DeviceError::Log {
+                what: "console",
+                source,
+            })?,
+        };
+        devices.push(Box::new(Console::new(output, config.console_input)));
+    }
+
+    for (index, Net { tap, mac, mtu }) in config.nets.into_iter().enumerate() {
+        let device = NetDevice::new(tap, mac, mtu);
+        devices.push(Box::new(
+            device.map_err(|source| DeviceError::Net { index, source })?,
+        ));
+    }
+    for (index, device) in config.vhost_user.into_iter().enumerate() {
+        devices.push(Box::new(vhost_user::make(index, device, event_loop)?));
     }
 
     let mut ports = legacy_ports(event_loop, ending)?;
@@ -151,7 +205,7 @@ pub(crate) fn assemble(
 
     let mut mmio = Bus::new();
     let mut resources = Resources::new()?;
-    let windows = devices
+    let mut windows = devices
         .into_iter()
         .map(|device| {
             connect(
@@ -162,19 +216,37 @@ pub(crate) fn assemble(
                 &mut mmio,
             )
         })
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut disk_loops = Vec::with_capacity(config.disks.len());
+    for (index, disk) in config.disks.into_iter().enumerate() {
+        let (device, disk_loop) =
+            disks::make(disk, ending).map_err(|source| DeviceError::Disk { index, source })?;
+        windows.push(connect(
+            Box::new(device),
+            machine,
+            &mut resources,
+            disk_loop.workers(),
+            &mut mmio,
+        )?);
+        disk_loops.push(disk_loop);
+    }
     Ok(Devices {
         buses: Buses { ports, mmio },
         mmio: windows,
         serial_gsi,
+        disk_loops,
     })
 }
 
 /// The parts of a configuration that devices are made from.
 pub(crate) struct Parts {
     console_log: Option<File>,
+    console_input: Option<OwnedFd>,
     serial_log: Option<File>,
     fs: Vec<Share<OwnedFd>>,
+    disks: Vec<Disk<OwnedFd>>,
+    nets: Vec<Net<OwnedFd>>,
+    vhost_user: Vec<VhostUser<OwnedFd>>,
     vsock: Option<Vsock>,
     rng: bool,
 }
@@ -184,8 +256,12 @@ impl Parts {
     pub(crate) fn take(config: &mut Config<OwnedFd>) -> Self {
         Self {
             console_log: config.console_log.take().map(File::from),
+            console_input: config.console_input.take(),
             serial_log: config.serial_log.take().map(File::from),
             fs: std::mem::take(&mut config.fs),
+            disks: std::mem::take(&mut config.disks),
+            nets: std::mem::take(&mut config.nets),
+            vhost_user: std::mem::take(&mut config.vhost_user),
             vsock: config.vsock.take(),
             rng: config.rng,
         }
@@ -197,19 +273,19 @@ fn event() -> Result<EventFd, DeviceError> {
 }
 
 /// A file system device; the machine ends when its backend does, since the guest's root may be on it.
-fn file_system(
+fn shared_file_system(
     share: Share<OwnedFd>,
     event_loop: &mut EventLoop,
     ending: &Arc<Ending>,
-) -> Result<VhostUserFs, DeviceError> {
+) -> Result<VhostUserDevice, DeviceError> {
     let Share { tag, socket } = share;
-    let device =
-        VhostUserFs::new(UnixStream::from(socket), &tag, FS_REQUEST_QUEUES).map_err(|source| {
-            DeviceError::Fs {
-                tag: tag.clone(),
-                source: Box::new(source),
-            }
-        })?;
+    let socket = UnixStream::from(socket);
+    let device = file_system(socket, &tag, FS_REQUEST_QUEUES, PATIENCE).map_err(|source| {
+        DeviceError::Fs {
+            tag: tag.clone(),
+            source: Box::new(source),
+        }
+    })?;
     let lost = device
         .connection_lost()
         .map_err(|source| DeviceError::FsWatch {

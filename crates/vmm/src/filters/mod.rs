@@ -23,6 +23,23 @@ pub(crate) use violation::report_to;
 
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u32 = 0xae80;
+/// `_IO(KVMIO, 0xad)`: tells a guest that it stood still.
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+/// `_IO(0x12, 119)`: tells a block device what is not needed any more.
+const BLKDISCARD: u32 = 0x1277;
+/// Reading a vCPU's registers and what it does: `KVM_GET_REGS`, `KVM_GET_SREGS`, `KVM_GET_MSRS`, `KVM_GET_MP_STATE`.
+const KVM_READ: [u32; 4] = [0x8090_ae81, 0x8138_ae83, 0xc008_ae88, 0x8004_ae98];
+/// `_IOW('T', 208, unsigned int)`: what the driver of a network device lets its tap leave to it.
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+/// Changing a vCPU's registers and breakpoints: `KVM_SET_REGS`, `KVM_SET_SREGS`, `KVM_GET_FPU`, `KVM_SET_FPU`,
+/// `KVM_SET_GUEST_DEBUG`.
+const KVM_DEBUG: [u32; 5] = [
+    0x4090_ae82,
+    0x4138_ae84,
+    0x81a0_ae8c,
+    0x41a0_ae8d,
+    0x4048_ae9b,
+];
 /// Makes a socket non-blocking.
 const FIONBIO: u32 = 0x5421;
 
@@ -56,20 +73,23 @@ const EVERY_THREAD: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Activating a device when its driver is ready.
+/// Activating a device when its driver is ready, and giving up a back end that does not take part.
 const VCPU: &[c_long] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
+    libc::SYS_shutdown,
     libc::SYS_timerfd_create,
 ];
 
-/// Waiting for events, the host's side of vsock connections, and removing the name of the vsock device's own socket.
+/// Waiting for events, the host's side of vsock connections, removing the name of the vsock device's own socket, and
+/// finding the holes of guest memory for a dump.
 const EVENT_LOOP: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
+    libc::SYS_lseek,
     libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
@@ -78,6 +98,25 @@ const EVENT_LOOP: &[c_long] = &[
     libc::SYS_timerfd_settime,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
+];
+
+/// Waiting for a disk's events and doing its I/O.
+const DISK: &[c_long] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+];
+
+/// A debugger's connection.
+const DEBUGGER: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_ppoll,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
 ];
 
 /// A filter that cannot be made or applied.
@@ -110,6 +149,7 @@ pub enum FilterError {
 pub struct Filters {
     pub(crate) vcpu: Filter,
     pub(crate) event_loop: Filter,
+    pub(crate) disk: Filter,
 }
 
 impl Filters {
@@ -123,21 +163,50 @@ impl Filters {
         violation::install_handler().map_err(FilterError::Handler)?;
         let vcpu = [EVERY_THREAD, VCPU].concat();
         let event_loop = [EVERY_THREAD, EVENT_LOOP].concat();
+        let disk = [EVERY_THREAD, DISK].concat();
         Ok(Self {
             vcpu: Filter::compile(
                 "a vCPU",
                 &vcpu,
-                vec![Call::with(libc::SYS_ioctl, 1, &[KVM_RUN])],
+                vec![Call::with(
+                    libc::SYS_ioctl,
+                    1,
+                    &[KVM_RUN, KVM_KVMCLOCK_CTRL],
+                )],
             )?,
             event_loop: Filter::compile(
                 "the event loop",
                 &event_loop,
                 vec![
-                    Call::with(libc::SYS_ioctl, 1, &[FIONBIO]),
+                    Call::with(
+                        libc::SYS_ioctl,
+                        1,
+                        &[&[FIONBIO, TUNSETOFFLOAD][..], &KVM_READ].concat(),
+                    ),
                     Call::with(libc::SYS_socket, 0, &[word(libc::AF_UNIX)]),
                 ],
             )?,
+            disk: Filter::compile(
+                "a disk",
+                &disk,
+                vec![Call::with(libc::SYS_ioctl, 1, &[BLKDISCARD])],
+            )?,
         })
+    }
+}
+
+impl Filter {
+    /// That of the debugger's thread, which is made only where there is one.
+    pub(crate) fn debugger() -> Result<Self, FilterError> {
+        Self::compile(
+            "the debugger",
+            &[EVERY_THREAD, DEBUGGER].concat(),
+            vec![Call::with(
+                libc::SYS_ioctl,
+                1,
+                &[&KVM_READ[..], &KVM_DEBUG].concat(),
+            )],
+        )
     }
 }
 
@@ -218,6 +287,13 @@ mod tests {
         }
     }
 
+    /// Of a vCPU, the event loop, a disk and the debugger.
+    fn statuses_after(filters: &Filters, call: c_long, arguments: [c_long; 4]) -> [i32; 4] {
+        let debugger = Filter::debugger().unwrap();
+        [&filters.vcpu, &filters.event_loop, &filters.disk, &debugger]
+            .map(|filter| status_after(filter, call, arguments))
+    }
+
     #[rstest]
     #[case::another_program(libc::SYS_execve, [0; 4])]
     #[case::another_process(libc::SYS_clone, [17, 0, 0, 0])]
@@ -229,6 +305,7 @@ mod tests {
     #[case::network_socket(libc::SYS_socket, [2, 1, 0, 0])]
     #[case::another_virtual_machine(libc::SYS_ioctl, [-1, 0xae01, 0, 0])]
     #[case::terminal_input(libc::SYS_ioctl, [-1, 0x5412, 0, 0])]
+    #[case::another_tap(libc::SYS_ioctl, [-1, 0x4004_54ca, 0, 0])]
     #[case::descriptor_flags(libc::SYS_fcntl, [-1, 4, 0, 0])]
     #[case::signal_to_a_process(libc::SYS_kill, [1, 0, 0, 0])]
     #[case::signal_to_a_thread_elsewhere(libc::SYS_tgkill, [1, 1, 0, 0])]
@@ -239,10 +316,9 @@ mod tests {
     fn forbidden_call_ends_the_process(#[case] call: c_long, #[case] arguments: [c_long; 4]) {
         let filters = Filters::new().unwrap();
 
-        let found = [&filters.vcpu, &filters.event_loop]
-            .map(|filter| status_after(filter, call, arguments));
+        let found = statuses_after(&filters, call, arguments);
 
-        assert_eq!(found, [i32::from(VIOLATION_STATUS); 2]);
+        assert_eq!(found, [i32::from(VIOLATION_STATUS); 4]);
     }
 
     #[rstest]
@@ -253,25 +329,32 @@ mod tests {
     fn call_of_every_thread_is_allowed(#[case] call: c_long, #[case] arguments: [c_long; 4]) {
         let filters = Filters::new().unwrap();
 
-        let found = [&filters.vcpu, &filters.event_loop]
-            .map(|filter| status_after(filter, call, arguments));
+        let found = statuses_after(&filters, call, arguments);
 
-        assert_eq!(found, [0; 2]);
+        assert_eq!(found, [0; 4]);
     }
 
     #[rstest]
-    #[case::running_a_guest(libc::SYS_ioctl, [-1, 0xae80, 0, 0], [0, 159])]
-    #[case::waiting_for_events(libc::SYS_epoll_wait, [-1, 0, 0, 0], [159, 0])]
-    #[case::unix_socket(libc::SYS_socket, [1, 1, 0, 0], [159, 0])]
+    #[case::running_a_guest(libc::SYS_ioctl, [-1, 0xae80, 0, 0], [0, 159, 159, 159])]
+    #[case::telling_of_lost_time(libc::SYS_ioctl, [-1, 0xaead, 0, 0], [0, 159, 159, 159])]
+    #[case::waiting_for_events(libc::SYS_epoll_wait, [-1, 0, 0, 0], [159, 0, 0, 159])]
+    #[case::unix_socket(libc::SYS_socket, [1, 1, 0, 0], [159, 0, 159, 159])]
+    #[case::offloads_of_a_tap(libc::SYS_ioctl, [-1, 0x4004_54d0, 0, 0], [159, 0, 159, 159])]
+    #[case::reading_a_disk(libc::SYS_preadv, [-1, 0, 0, 0], [159, 159, 0, 159])]
+    #[case::discarding(libc::SYS_ioctl, [-1, 0x1277, 0, 0], [159, 159, 0, 159])]
+    #[case::connecting(libc::SYS_connect, [-1, 0, 0, 0], [159, 0, 159, 159])]
+    #[case::reading_registers(libc::SYS_ioctl, [-1, 0x8090_ae81, 0, 0], [159, 0, 159, 0])]
+    #[case::changing_registers(libc::SYS_ioctl, [-1, 0x4090_ae82, 0, 0], [159, 159, 159, 0])]
+    #[case::breakpoints(libc::SYS_ioctl, [-1, 0x4048_ae9b, 0, 0], [159, 159, 159, 0])]
+    #[case::finding_holes(libc::SYS_lseek, [-1, 0, 3, 0], [159, 0, 159, 159])]
     fn threads_differ(
         #[case] call: c_long,
         #[case] arguments: [c_long; 4],
-        #[case] expected: [i32; 2],
+        #[case] expected: [i32; 4],
     ) {
         let filters = Filters::new().unwrap();
 
-        let found = [&filters.vcpu, &filters.event_loop]
-            .map(|filter| status_after(filter, call, arguments));
+        let found = statuses_after(&filters, call, arguments);
 
         assert_eq!(found, expected);
     }

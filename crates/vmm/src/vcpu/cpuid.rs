@@ -27,6 +27,8 @@ const CMP_LEGACY: u32 = 1 << 1;
 const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 /// Extended topology, and its second version.
 const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
+/// AMD's own extended topology, of the host. Without it kernels take leaf 0xb.
+const AMD_TOPOLOGY: u32 = 0x8000_0026;
 
 /// What KVM supports on this host.
 pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, KvmError> {
@@ -49,7 +51,7 @@ pub(crate) fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> Result<CpuId,
     let mut entries: Vec<_> = supported
         .as_slice()
         .iter()
-        .filter(|entry| !TOPOLOGY_LEAVES.contains(&entry.function) && !is_zero(entry))
+        .filter(|entry| !is_topology(entry.function) && !is_zero(entry))
         .copied()
         .collect();
     let leaf_0 = entries.iter().find(|entry| entry.function == 0).copied();
@@ -66,6 +68,10 @@ pub(crate) fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> Result<CpuId,
         action: format!("hold {} CPUID entries", entries.len()),
         source: vmm_sys_util::errno::Error::new(libc::E2BIG),
     })
+}
+
+fn is_topology(leaf: u32) -> bool {
+    TOPOLOGY_LEAVES.contains(&leaf) || leaf == AMD_TOPOLOGY
 }
 
 /// Whether an entry says what KVM says for one that is missing, and only takes room.
@@ -277,6 +283,18 @@ mod tests {
         assert_eq!(leaves[0].eax >> 14 & 0xfff, sharing);
         assert_eq!(leaves[0].eax >> 26, 2);
         assert_eq!(leaves[1].eax >> 14 & 0xfff, sharing);
+    }
+
+    #[test]
+    fn topology_of_an_amd_host_is_not_shown() {
+        let host = [
+            vendor(b"AuthenticAMD", 0xd),
+            entry(AMD_TOPOLOGY, 0, [1, 2, 0x100, 77]),
+        ];
+
+        let leaves = patched(&host, 0, 2);
+
+        assert!(leaves.iter().all(|leaf| leaf.function != AMD_TOPOLOGY));
     }
 
     #[test]

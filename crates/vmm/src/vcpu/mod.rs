@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Virtual CPUs: what each looks like to the guest ([`cpuid`], [`msrs`]), how it starts ([`registers`]), how it runs
-//! ([`run`]), on which thread ([`thread`]), and how that thread is called back from the guest ([`kick`]).
+//! ([`run`]), where it stands ([`state`]), how its thread is called back from the guest ([`kick`]), and all of them
+//! together ([`group`]).
 
 mod cpuid;
+mod group;
 mod kick;
 mod msrs;
 mod registers;
 mod run;
-mod thread;
+mod state;
 
 use coracle_boot::StartState;
 use kvm_bindings::CpuId;
@@ -18,15 +20,16 @@ use crate::KvmError;
 use crate::machine::{Machine, failed_to};
 
 pub use run::VcpuError;
+pub use state::{Activity, Mode, VcpuState};
 
 pub(crate) use cpuid::supported;
+pub(crate) use group::{Context, Holder, VcpuGroup};
 pub(crate) use kick::Kicks;
-pub(crate) use thread::{Context, VcpuThread};
+pub(crate) use state::Registers;
 
-/// A vCPU that does not run yet.
+/// A vCPU.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
-    index: u8,
     fd: VcpuFd,
 }
 
@@ -43,8 +46,22 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid)
             .map_err(failed_to(format!("set the CPUID of vCPU {index}")))?;
         msrs::set(&fd)?;
-        registers::set_local_interrupts(&fd)?;
-        Ok(Self { index, fd })
+        // The others' local APICs are reset by what wakes them.
+        if index == 0 {
+            registers::set_local_interrupts(&fd)?;
+        }
+        Ok(Self { fd })
+    }
+
+    /// KVM's side of it.
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Tells the guest, if it keeps time by KVM's clock, that it stood still: its watchdogs then find nobody guilty.
+    pub(crate) fn forgive_lost_time(&self) {
+        // A guest without that clock has nothing to be told by.
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Sets the registers of the first vCPU.

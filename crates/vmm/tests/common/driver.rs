@@ -96,6 +96,22 @@ pub fn publish_request(window: u32, queue: u32, request: u32, len: u32) -> Vec<u
     .concat()
 }
 
+/// `1: incw index; mov $queue, %eax; mov %eax, notify; jmp 1b`: publishes the queue's only chain for ever.
+pub fn publish_again(window: u32, queue: u32) -> Vec<u8> {
+    let index = (available(queue) + 2).to_le_bytes();
+    let notify = (window + 0x50).to_le_bytes();
+    [
+        &[0x66, 0xff, 0x05][..],
+        &index,
+        &[0xb8],
+        &queue.to_le_bytes(),
+        &[0xa3],
+        &notify,
+        &[0xeb, 0xed],
+    ]
+    .concat()
+}
+
 /// Where the device's answer to a request is.
 pub fn answer(queue: u32) -> u32 {
     buffer(queue) + 0x800

@@ -3,6 +3,7 @@
 //! Tests that are counted as ignored where what they need is missing.
 
 use std::fs::File;
+use std::process::{Command, Stdio};
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -15,6 +16,15 @@ pub enum Needs {
     Kvm,
     /// `/dev/kvm`, and root to jail the process that runs the guest.
     KvmAndRoot,
+    /// As [`KvmAndRoot`](Self::KvmAndRoot), and gdb.
+    KvmRootAndGdb,
+    /// As [`KvmRootAndGdb`](Self::KvmRootAndGdb), and a CPU that runs guests itself: KVM without one emulates their
+    /// kernels, and not all of their instructions.
+    KvmRootGdbAndHardware,
+    /// As [`KvmAndRoot`](Self::KvmAndRoot), and QEMU's storage daemon.
+    KvmRootAndStorageDaemon,
+    /// As [`KvmAndRoot`](Self::KvmAndRoot), and `/dev/net/tun`, to make taps.
+    KvmRootAndTap,
 }
 
 impl Needs {
@@ -23,13 +33,39 @@ impl Needs {
             Self::Nothing => true,
             Self::Kvm => has_kvm(),
             Self::KvmAndRoot => has_kvm() && rustix::process::geteuid().is_root(),
+            Self::KvmRootAndGdb => Self::KvmAndRoot.are_met() && has_gdb(),
+            Self::KvmRootGdbAndHardware => Self::KvmRootAndGdb.are_met() && has_hardware(),
+            Self::KvmRootAndTap => Self::KvmAndRoot.are_met() && opens("/dev/net/tun"),
+            Self::KvmRootAndStorageDaemon => {
+                Self::KvmAndRoot.are_met() && has_program("qemu-storage-daemon")
+            }
         }
     }
 }
 
 fn has_kvm() -> bool {
+    opens("/dev/kvm")
+}
+
+fn opens(device: &str) -> bool {
     let mut options = File::options();
-    options.read(true).write(true).open("/dev/kvm").is_ok()
+    options.read(true).write(true).open(device).is_ok()
+}
+
+fn has_gdb() -> bool {
+    has_program("gdb")
+}
+
+fn has_program(name: &str) -> bool {
+    let mut program = Command::new(name);
+    program.arg("--version").stdout(Stdio::null());
+    program.status().is_ok_and(|status| status.success())
+}
+
+fn has_hardware() -> bool {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut flags = cpus.split_whitespace();
+    flags.any(|flag| flag == "vmx" || flag == "svm")
 }
 
 /// Functions with their names.

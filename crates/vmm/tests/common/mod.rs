@@ -52,6 +52,21 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
     image
 }
 
+/// The same kernel as distributions ship theirs: a bzImage, compressed by gzip.
+pub fn compressed_kernel(code: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&kernel(code)).unwrap();
+    let payload = encoder.finish().unwrap();
+    // The set-up code of one sector and its header.
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+    image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    image.extend(payload);
+    image
+}
+
 /// A file without a name that holds `content`.
 pub fn file(content: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
@@ -61,19 +76,7 @@ pub fn file(content: &[u8]) -> File {
 
 /// The smallest machine that runs `code`.
 pub fn config(code: &[u8]) -> Config<OwnedFd> {
-    Config {
-        vcpus: 1,
-        memory_mib: 16,
-        kernel: file(&kernel(code)).into(),
-        initrd: None,
-        cmdline: String::new(),
-        console_log: None,
-        serial_log: None,
-        fs: Vec::new(),
-        vsock: None,
-        rng: false,
-        network: None,
-    }
+    Config::new(1, 16, file(&kernel(code)).into())
 }
 
 /// Instructions.
@@ -110,6 +113,83 @@ pub mod code {
         ]
         .concat()
     }
+
+    /// Wakes all other vCPUs, at `code` in real mode; it is put at [`AP_ENTRY`].
+    pub fn wake_others(code: &[u8]) -> Vec<u8> {
+        const COMMAND: u32 = 0xfee0_0300;
+        const INIT: u32 = 0xc_4500;
+        const STARTUP: u32 = 0xc_4600;
+        let code = (AP_ENTRY..)
+            .step_by(4)
+            .zip(code.chunks(4))
+            .flat_map(|(address, word)| {
+                let mut bytes = [0; 4];
+                bytes[..word.len()].copy_from_slice(word);
+                store(address, u32::from_le_bytes(bytes))
+            })
+            .collect();
+        [
+            code,
+            store(COMMAND, INIT),
+            store(COMMAND, STARTUP | AP_ENTRY >> 12),
+        ]
+        .concat()
+    }
+
+    /// Where other vCPUs start.
+    pub const AP_ENTRY: u32 = 0x8000;
+    /// What [`COUNT_ME`] counts.
+    pub const COUNT: u32 = 0x7000;
+
+    /// Real mode: writes this vCPU's number to COM1, `lock incw COUNT`, `cli; hlt`.
+    pub const COUNT_ME: [u8; 27] = [
+        // mov $1, %eax; cpuid; shr $24, %ebx
+        0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0x66, 0xc1, 0xeb, 24,
+        // mov %bl, %al; mov $0x3f8, %dx; out %al, (%dx)
+        0x88, 0xd8, 0xba, 0xf8, 0x03, 0xee, //
+        0xf0, 0xff, 0x06, 0x00, 0x70, //
+        0xfa, 0xf4, 0xeb, 0xfc,
+    ];
+
+    /// Real mode: enters protected mode with the segments that [`segments`] has put there, for the code that follows.
+    pub const ENTER_PROTECTED_MODE: [u8; 27] = [
+        // lgdt 0x7010
+        0x0f, 0x01, 0x16, 0x10, 0x70, //
+        // mov %cr0, %eax; or $1, %al; mov %eax, %cr0
+        0x0f, 0x20, 0xc0, 0x0c, 1, 0x0f, 0x22, 0xc0, //
+        // ljmp $8, $AP_ENTRY + 21
+        0x66, 0xea, 0x15, 0x80, 0, 0, 8, 0, //
+        // mov $16, %ax; mov %ax, %ds
+        0x66, 0xb8, 16, 0, 0x8e, 0xd8,
+    ];
+
+    /// Puts a table of flat segments where [`ENTER_PROTECTED_MODE`] looks for it.
+    pub fn segments() -> Vec<u8> {
+        [
+            (0x7010, 0x7020 << 16 | 0x17),
+            (0x7028, 0xffff),
+            (0x702c, 0xcf_9b00),
+            (0x7030, 0xffff),
+            (0x7034, 0xcf_9300),
+        ]
+        .into_iter()
+        .flat_map(|(address, value)| store(address, value))
+        .collect()
+    }
+
+    /// `1: cmpw $count, COUNT; jne 1b`
+    pub fn wait_for_count(count: u16) -> Vec<u8> {
+        let [low, high] = count.to_le_bytes();
+        [
+            &[0x66, 0x81, 0x3d][..],
+            &COUNT.to_le_bytes(),
+            &[low, high, 0x75, 0xf5],
+        ]
+        .concat()
+    }
+
+    /// Jumps to where neither memory nor a device is.
+    pub const JUMP_NOWHERE: [u8; 7] = [0xb8, 0, 0, 0, 0xe0, 0xff, 0xe0];
 
     /// `shr $8, %eax`
     pub const NEXT_BYTE: [u8; 3] = [0xc1, 0xe8, 8];

@@ -2,8 +2,9 @@
 
 //! A VMM process and its control socket.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,7 +13,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use coracle_vmm::Config;
-use coracle_vmm::role::Event;
+use coracle_vmm::role::{Action, Event, Request};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{file, kernel};
 
@@ -63,19 +65,7 @@ impl Vmm {
         let mut descriptors = vec![OwnedFd::from(file(&kernel(code)))];
         descriptors.extend(more);
         let mut vmm = Self::start(descriptors);
-        let mut config = Config {
-            vcpus: 1,
-            memory_mib: 16,
-            kernel: 4,
-            initrd: None,
-            cmdline: String::new(),
-            console_log: None,
-            serial_log: None,
-            fs: Vec::new(),
-            vsock: None,
-            rng: false,
-            network: None,
-        };
+        let mut config = Config::new(1, 16, 4);
         change(&mut config);
         vmm.send(&serde_json::to_vec(&config).unwrap());
         vmm
@@ -91,6 +81,27 @@ impl Vmm {
         let mut line = String::new();
         self.control.read_line(&mut line).unwrap();
         (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    /// Sends a request, with these descriptors, and returns its answer.
+    pub fn ask(&mut self, action: Action, descriptors: &[BorrowedFd<'_>]) -> Event {
+        let line = serde_json::to_string(&Request { id: 7, action }).unwrap();
+        self.send_with(format!("{line}\n").as_bytes(), descriptors);
+        self.event().unwrap()
+    }
+
+    /// Sends to its control socket, with these descriptors.
+    pub fn send_with(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        let sent = sendmsg(
+            self.control.get_ref(),
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::empty(),
+        );
+        assert_eq!(sent, Ok(bytes.len()));
     }
 
     /// All events up to the end, and the status.

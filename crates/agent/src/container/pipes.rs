@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A process' standard streams as pipes on its side, streams to the host on ours, and a thread that pumps between the two.
+//!
+//! The process does not get the host's streams themselves: programs open `/dev/stdout` anew, which works for a pipe
+//! and fails for a socket. What is written to a pipe is spliced to the host without passing through this process.
+//!
+//! Nothing is lost on the way: [`Pipes::drain`] returns once all output has been handed over, and only then is
+//! the end of the process reported. An end of file travels both ways: the last writer that closes a pipe shuts the
+//! stream to the host down, and a host that shuts its end down closes the process' standard input.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use rustix::pipe::{PipeFlags, SpliceFlags};
+
+use super::stdio::{HostStreams, ProcessEnds, null};
+
+/// How much is moved at a time: what a pipe holds.
+const CHUNK: usize = 64 << 10;
+
+/// How much is moved at a time where it must pass through this process.
+const BUFFER: usize = 16 << 10;
+
+/// What a pump's stack has to hold: the buffer, and not much more.
+const STACK: usize = 128 << 10;
+
+/// How often an output that does not end is looked at, after the process' end.
+const CHECK: Duration = Duration::from_millis(100);
+
+/// The pumps of one process.
+#[derive(Debug)]
+pub struct Pipes {
+    outputs: Arc<Outputs>,
+    pumped: Vec<Output>,
+    /// Tells the input's pump to end once what has arrived is delivered.
+    close_stdin: Option<OwnedFd>,
+}
+
+/// An output that is pumped, or was.
+#[derive(Debug)]
+struct Output {
+    /// The reading end of its pipe, to see whether something is left in it. It is the pump's: when that ends early, because
+    /// the host is gone, the writers are to notice.
+    pipe: Weak<OwnedFd>,
+    /// How many bytes have been moved.
+    moved: Arc<AtomicU64>,
+}
+
+/// How many outputs are still pumped.
+#[derive(Debug, Default)]
+struct Outputs {
+    running: Mutex<usize>,
+    one_ended: Condvar,
+}
+
+impl Pipes {
+    /// Makes pipes for a process and starts the pumps between them and `host`.
+    ///
+    /// # Errors
+    ///
+    /// This process is out of descriptors or threads.
+    pub fn start(host: HostStreams) -> io::Result<(Self, ProcessEnds)> {
+        let mut streams = Self {
+            outputs: Arc::default(),
+            pumped: Vec::new(),
+            close_stdin: None,
+        };
+        let stdin = match host.stdin {
+            None => null()?,
+            Some(stream) => streams.start_input(stream)?,
+        };
+        let stdout = match host.stdout {
+            None => null()?,
+            Some(stream) => streams.start_output("stdout", stream)?,
+        };
+        let stderr = match host.stderr {
+            None => null()?,
+            Some(stream) => streams.start_output("stderr", stream)?,
+        };
+        let ends = ProcessEnds {
+            stdin,
+            stdout,
+            stderr,
+        };
+        Ok((streams, ends))
+    }
+
+    /// Ends the standard input once what has arrived from the host is delivered.
+    pub fn close_stdin(&self) {
+        if let Some(event) = &self.close_stdin {
+            // It can fail only if it was told so 2^64 times before.
+            let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Waits until all that the process has written is with the host. To be called when it has ended.
+    ///
+    /// An output that another process holds open, one that was left in the background for example, does not end. It is
+    /// given up when nothing is left in its pipe, or as much has been moved as could be in it.
+    pub fn drain(&self) {
+        let bounds: Vec<_> = self.pumped.iter().map(Output::bound).collect();
+        let mut idle = 0;
+        let mut running = lock(&self.outputs.running);
+        while *running > 0 && idle < 2 {
+            let (guard, timeout) = self
+                .outputs
+                .one_ended
+                .wait_timeout(running, CHECK)
+                .unwrap_or_else(PoisonError::into_inner);
+            running = guard;
+            // A host that takes its time is waited for.
+            let done = self
+                .pumped
+                .iter()
+                .zip(&bounds)
+                .all(|(output, bound)| output.is_empty() || output.moved() >= *bound);
+            idle = if timeout.timed_out() && done {
+                idle + 1
+            } else {
+                0
+            };
+        }
+    }
+
+    fn start_input(&mut self, stream: OwnedFd) -> io::Result<OwnedFd> {
+        let (process, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+        let close = rustix::io::fcntl_dupfd_cloexec(&event, 0)?;
+        spawn("stdin", move || {
+            pump_input(&stream, &File::from(ours), &event)
+        })?;
+        self.close_stdin = Some(close);
+        Ok(process)
+    }
+
+    fn start_output(&mut self, name: &str, stream: OwnedFd) -> io::Result<OwnedFd> {
+        let (ours, process) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let ours = Arc::new(ours);
+        let moved = Arc::new(AtomicU64::new(0));
+        self.pumped.push(Output {
+            pipe: Arc::downgrade(&ours),
+            moved: Arc::clone(&moved),
+        });
+        let outputs = Arc::clone(&self.outputs);
+        *lock(&outputs.running) += 1;
+        let started = spawn(name, move || {
+            pump_output(&ours, &stream, &moved);
+            drop(ours);
+            *lock(&outputs.running) -= 1;
+            outputs.one_ended.notify_all();
+        });
+        if started.is_err() {
+            *lock(&self.outputs.running) -= 1;
+        }
+        started.map(|()| process)
+    }
+}
+
+impl Output {
+    /// How much will have been moved, at the latest, when all that is in the pipe now has been.
+    fn bound(&self) -> u64 {
+        let room = self.pipe.upgrade().map_or(0, |pipe| {
+            rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(CHUNK)
+        });
+        self.moved().saturating_add(room as u64)
+    }
+
+    fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pipe
+            .upgrade()
+            .is_none_or(|pipe| rustix::io::ioctl_fionread(&pipe).is_ok_and(|pending| pending == 0))
+    }
+}
+
+pub(super) fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(pump)
+        .map(drop)
+}
+
+/// Moves all that is written to `pipe` to `stream`, and then tells the host that this was all. Ends early if the host is gone.
+fn pump_output(pipe: &OwnedFd, stream: &OwnedFd, moved: &AtomicU64) {
+    let result = match splice_all(pipe, stream, moved) {
+        // The kernel cannot splice to this kind of stream.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => copy_all(pipe, stream, moved),
+        result => result,
+    };
+    if result.is_ok() {
+        // It fails if the host has gone in the meantime, which is its business.
+        let _ = rustix::net::shutdown(stream, Shutdown::Write);
+    }
+}
+
+fn splice_all(pipe: &OwnedFd, stream: &OwnedFd, moved: &AtomicU64) -> Result<(), Errno> {
+    loop {
+        match rustix::pipe::splice(pipe, None, stream, None, CHUNK, SpliceFlags::MOVE) {
+            Ok(0) => return Ok(()),
+            Ok(length) => count(moved, length),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn copy_all(from: &OwnedFd, to: &OwnedFd, moved: &AtomicU64) -> Result<(), Errno> {
+    let mut buffer = [0; BUFFER];
+    loop {
+        match rustix::io::read(from, &mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                write_all(to, &buffer[..length])?;
+                count(moved, length);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn count(moved: &AtomicU64, length: usize) {
+    moved.fetch_add(length as u64, Ordering::Relaxed);
+}
+
+fn write_all(to: impl AsFd, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::write(&to, data) {
+            Ok(written) => data = data.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Moves all that comes from `stream` to `pipe`, until the host has no more, nobody reads any more, or `close` says that what
+/// has arrived by now is the last. Dropping the pipe then tells the container.
+fn pump_input(stream: &OwnedFd, pipe: &File, close: &OwnedFd) {
+    // Either end may go at any time; the other learns of it as this one's descriptors are closed.
+    let _ = copy_input(stream, pipe, close);
+    let _ = rustix::net::shutdown(stream, Shutdown::Both);
+}
+
+fn copy_input(stream: &OwnedFd, pipe: &File, close: &OwnedFd) -> Result<(), Errno> {
+    let mut buffer = [0; BUFFER];
+    let mut closing = false;
+    loop {
+        let mut ready = [
+            PollFd::new(stream, PollFlags::IN),
+            // Reports errors alone: that nobody reads the pipe.
+            PollFd::new(pipe, PollFlags::empty()),
+            PollFd::new(
+                close,
+                if closing {
+                    PollFlags::empty()
+                } else {
+                    PollFlags::IN
+                },
+            ),
+        ];
+        let timeout = closing.then_some(&NO_TIME);
+        match rustix::event::poll(&mut ready, timeout) {
+            Ok(0) => return Ok(()),
+            Err(Errno::INTR) => continue,
+            result => drop(result?),
+        }
+        let [from_host, to_container, close_event] = ready.map(|ready| ready.revents());
+        if !to_container.is_empty() {
+            return Ok(());
+        }
+        if !from_host.is_empty() {
+            match rustix::io::read(stream, &mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => write_all(pipe, &buffer[..length])?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        } else if !close_event.is_empty() {
+            closing = true;
+        }
+    }
+}
+
+const NO_TIME: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// Locks, also what a thread that panicked left locked: a count is never half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn stream_pair() -> (UnixStream, OwnedFd) {
+        let (host, agent) = UnixStream::pair().unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        (host, agent.into())
+    }
+
+    fn read_all(mut from: impl Read) -> Vec<u8> {
+        let mut data = Vec::new();
+        from.read_to_end(&mut data).unwrap();
+        data
+    }
+
+    #[test]
+    fn output_arrives_whole_and_ends() {
+        let (host, agent) = stream_pair();
+        let (streams, ends) = Pipes::start(HostStreams {
+            stdout: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        let data: Vec<u8> = (0..1_000_000_u32)
+            .map(|number| number.to_le_bytes()[0])
+            .collect();
+        let reader = thread::spawn(move || read_all(host));
+
+        File::from(ends.stdout).write_all(&data).unwrap();
+        streams.drain();
+
+        assert!(reader.join().unwrap() == data);
+    }
+
+    #[test]
+    fn output_is_copied_where_it_cannot_be_spliced() {
+        let (host, agent) = stream_pair();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        File::from(writer).write_all(b"hello").unwrap();
+
+        copy_all(&reader, &agent, &AtomicU64::new(0)).unwrap();
+        drop(agent);
+
+        assert_eq!(read_all(host), b"hello");
+    }
+
+    #[test]
+    fn writers_notice_that_the_host_is_gone() {
+        let (host, agent) = stream_pair();
+        let (_streams, ends) = Pipes::start(HostStreams {
+            stdout: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        drop(host);
+
+        let mut stdout = File::from(ends.stdout);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let error = loop {
+            assert!(Instant::now() < deadline, "still written to nowhere");
+            if let Err(error) = stdout.write_all(b"x") {
+                break error;
+            }
+        };
+
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn drain_gives_up_what_others_hold_open() {
+        let (host, agent) = stream_pair();
+        let (streams, ends) = Pipes::start(HostStreams {
+            stderr: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        let mut held = File::from(ends.stderr);
+        held.write_all(b"last words").unwrap();
+
+        streams.drain();
+
+        let mut words = [0; 10];
+        (&host).read_exact(&mut words).unwrap();
+        assert_eq!(&words, b"last words");
+    }
+
+    #[test]
+    fn drain_gives_up_what_others_go_on_writing_to() {
+        let (host, agent) = stream_pair();
+        let (streams, ends) = Pipes::start(HostStreams {
+            stdout: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        thread::spawn(move || {
+            while (&host)
+                .read(&mut [0; BUFFER])
+                .is_ok_and(|length| length > 0)
+            {}
+        });
+        let mut held = File::from(ends.stdout);
+        thread::spawn(move || while held.write_all(&[b'x'; BUFFER]).is_ok() {});
+        let (done, finished) = std::sync::mpsc::channel();
+
+        thread::spawn(move || {
+            streams.drain();
+            done.send(()).unwrap();
+        });
+
+        finished.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn input_ends_when_the_host_shuts_down() {
+        let (mut host, agent) = stream_pair();
+        let (_streams, ends) = Pipes::start(HostStreams {
+            stdin: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+
+        host.write_all(b"hello").unwrap();
+        host.shutdown(std::net::Shutdown::Write).unwrap();
+
+        assert_eq!(read_all(File::from(ends.stdin)), b"hello");
+    }
+
+    #[test]
+    fn closed_input_delivers_what_has_arrived() {
+        let (mut host, agent) = stream_pair();
+        host.write_all(b"hello").unwrap();
+        let (streams, ends) = Pipes::start(HostStreams {
+            stdin: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+
+        streams.close_stdin();
+
+        assert_eq!(read_all(File::from(ends.stdin)), b"hello");
+    }
+
+    #[test]
+    fn host_learns_that_nobody_reads() {
+        let (host, agent) = stream_pair();
+        let (_streams, ends) = Pipes::start(HostStreams {
+            stdin: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+
+        drop(ends.stdin);
+
+        assert!(read_all(host).is_empty());
+    }
+
+    #[test]
+    fn absent_streams_are_null() {
+        let (streams, ends) = Pipes::start(HostStreams::default()).unwrap();
+
+        File::from(ends.stdout).write_all(b"into the void").unwrap();
+        streams.drain();
+
+        assert!(read_all(File::from(ends.stdin)).is_empty());
+    }
+}

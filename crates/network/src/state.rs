@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is remembered on disk, for the case that the process that should remove something is killed.
+//!
+//! ```text
+//! STATE/lock                  taken while addresses are chosen, and while what all machines share comes or goes
+//! STATE/machines/ID/alive     locked for as long as the machine's network is attached: the kernel drops the lock
+//! STATE/machines/ID/record    JSON: what there is to remove
+//! ```
+//!
+//! What the kernel removes by itself (taps, addresses, routes, published ports) is in no record: the kernel knows it better.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cni::CniAttachment;
+use crate::error::NetworkError;
+use crate::port::PortMapping;
+use crate::request::NetworkConfig;
+use crate::{attachment, name};
+
+/// Whoever holds the common lock holds it for milliseconds; more means that it hangs.
+const LOCK_DEADLINE: Duration = Duration::from_secs(30);
+const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// A record larger than this is none of ours.
+const MAX_RECORD: u64 = 16 << 20;
+
+/// What there is to remove of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Record {
+    /// Ports of the host that lead into it, to say who has them.
+    pub(crate) ports: Vec<PortMapping>,
+    /// CNI networks, in the order in which they were added.
+    pub(crate) cni: Vec<CniAttachment>,
+    /// Ports of Open vSwitch bridges.
+    pub(crate) ovs: Vec<OvsPort>,
+}
+
+/// A port that Open vSwitch's database holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OvsPort {
+    pub(crate) bridge: String,
+    pub(crate) port: String,
+}
+
+/// A file that is locked.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process that another thread starts just now has the descriptor for a moment.
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!("a lock cannot be given back: {error}");
+        }
+    }
+}
+
+/// The common lock, while it is held.
+pub(crate) struct CommonLock {
+    _lock: Lock,
+}
+
+impl CommonLock {
+    pub(crate) fn take(config: &NetworkConfig) -> Result<Self, NetworkError> {
+        make_directory(&config.state)?;
+        let path = config.state.join("lock");
+        let file = open_lock(&path)?;
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        while !try_lock(&file).map_err(failed(&path, "lock it"))? {
+            if Instant::now() >= deadline {
+                return Err(NetworkError::LockTimeout {
+                    path,
+                    seconds: LOCK_DEADLINE.as_secs(),
+                });
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+        Ok(Self { _lock: Lock(file) })
+    }
+}
+
+/// A machine's directory, while its lock is held.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    directory: PathBuf,
+    _alive: Lock,
+}
+
+impl Machine {
+    /// Takes the id. What an earlier run of it left is in the record.
+    pub(crate) fn take(config: &NetworkConfig, id: &str) -> Result<Self, NetworkError> {
+        name::check_id(id)?;
+        // So that nobody removes the directory between its making and its locking.
+        let _common = CommonLock::take(config)?;
+        let directory = machines(config).join(id);
+        make_directory(&directory)?;
+        Self::lock(directory, id)
+    }
+
+    /// Takes the id if there is anything of it.
+    pub(crate) fn take_existing(
+        config: &NetworkConfig,
+        id: &str,
+    ) -> Result<Option<Self>, NetworkError> {
+        name::check_id(id)?;
+        let directory = machines(config).join(id);
+        if !directory.exists() {
+            return Ok(None);
+        }
+        let _common = CommonLock::take(config)?;
+        if !directory.exists() {
+            return Ok(None);
+        }
+        Self::lock(directory, id).map(Some)
+    }
+
+    fn lock(directory: PathBuf, id: &str) -> Result<Self, NetworkError> {
+        let path = directory.join("alive");
+        let alive = open_lock(&path)?;
+        if !try_lock(&alive).map_err(failed(&path, "lock it"))? {
+            return Err(NetworkError::InUse { id: id.to_owned() });
+        }
+        Ok(Self {
+            directory,
+            _alive: Lock(alive),
+        })
+    }
+
+    pub(crate) fn read(&self) -> Result<Record, NetworkError> {
+        read_record(&self.directory)
+    }
+
+    /// Remembers what is about to be made, before it is made.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), NetworkError> {
+        let path = self.directory.join("record");
+        let temporary = self.directory.join("record.new");
+        let bytes = serde_json::to_vec(record).map_err(|error| NetworkError::State {
+            path: path.clone(),
+            action: "write it",
+            source: error.into(),
+        })?;
+        // What others hold for us must not be forgotten in a power failure.
+        let must_last = !record.cni.is_empty() || !record.ovs.is_empty();
+        let write = || -> io::Result<()> {
+            let flags = OFlags::WRONLY
+                | OFlags::CREATE
+                | OFlags::TRUNC
+                | OFlags::CLOEXEC
+                | OFlags::NOFOLLOW;
+            let mut file = File::from(rustix::fs::open(
+                &temporary,
+                flags,
+                Mode::RUSR | Mode::WUSR,
+            )?);
+            file.write_all(&bytes)?;
+            if must_last {
+                file.sync_all()?;
+            }
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(failed(&path, "write it"))
+    }
+
+    /// Forgets the machine: there is nothing left to remove.
+    pub(crate) fn forget(self, _common: &CommonLock) -> Result<(), NetworkError> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&self.directory, "remove it")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The ids of which something is remembered: of machines that are attached, and of such as were killed.
+///
+/// # Errors
+///
+/// The state directory cannot be read.
+pub fn leftovers(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
+    let directory = machines(config);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(&directory, "list it")(error)),
+    };
+    let mut ids: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|id| name::check_id(id).is_ok())
+        .collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// Removes what a machine whose process was killed left behind. Succeeds where there is nothing.
+///
+/// # Errors
+///
+/// [`NetworkError::InUse`] where the process lives; otherwise what could not be removed: it stays remembered, so that this
+/// can be tried again.
+pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
+    match Machine::take_existing(config, id)? {
+        Some(machine) => attachment::remove(config, id, machine),
+        None => attachment::remove_shared(config),
+    }
+}
+
+/// Removes what all machines whose processes were killed left behind, and gives the ids of those that there were.
+///
+/// # Errors
+///
+/// The first thing that could not be removed, when all was tried.
+pub fn sweep(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
+    let mut removed = Vec::new();
+    let mut first_error = None;
+    for id in leftovers(config)? {
+        match remove_leftovers(&id, config) {
+            Ok(()) => removed.push(id),
+            Err(NetworkError::InUse { .. }) => {}
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    attachment::remove_shared(config)?;
+    first_error.map_or(Ok(removed), Err)
+}
+
+/// Which machine has a port of the host, by the records.
+pub(crate) fn owner_of_port(
+    config: &NetworkConfig,
+    is_it: impl Fn(&PortMapping) -> bool,
+) -> Option<String> {
+    leftovers(config).ok()?.into_iter().find(|id| {
+        read_record(&machines(config).join(id)).is_ok_and(|record| record.ports.iter().any(&is_it))
+    })
+}
+
+fn machines(config: &NetworkConfig) -> PathBuf {
+    config.state.join("machines")
+}
+
+fn read_record(directory: &Path) -> Result<Record, NetworkError> {
+    let path = directory.join("record");
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_RECORD).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    let Some(bytes) = read().map_err(failed(&path, "read it"))? else {
+        return Ok(Record::default());
+    };
+    serde_json::from_slice(&bytes).map_err(|error| failed(&path, "understand it")(error.into()))
+}
+
+fn make_directory(path: &Path) -> Result<(), NetworkError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed(path, "make it"))
+}
+
+fn open_lock(path: &Path) -> Result<File, NetworkError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|error| failed(path, "open it")(error.into()))
+}
+
+/// Whether the lock was free.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    let path = path.to_owned();
+    move |source| NetworkError::State {
+        path,
+        action,
+        source,
+    }
+}

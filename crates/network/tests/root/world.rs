@@ -1,0 +1,464 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The world of a test: this thread's network namespace is the host, a second one is what lies outside of it, further ones are
+//! guests behind taps.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_network::{
+    Addressing, Attachment, DnsOverrides, Network, NetworkConfig, NetworkError, PortMapping,
+    Request,
+};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use tempfile::TempDir;
+
+/// Long enough for a busy machine to connect on loopback.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is not answered in this time is not answered.
+pub const SILENCE: Duration = Duration::from_millis(1500);
+
+/// Addresses of the link between the host and the outside.
+pub const HOST4: &str = "192.0.2.1";
+pub const OUTSIDE4: &str = "192.0.2.2";
+pub const HOST6: &str = "2001:db8::1";
+pub const OUTSIDE6: &str = "2001:db8::2";
+
+/// What all of these tests need and this host does not have.
+pub fn lacks_for_all() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        Some("they take root")
+    } else if !Path::new("/dev/net/tun").exists() {
+        Some("/dev/net/tun does not exist")
+    } else if !has_program("ip") {
+        Some("the program ip is missing (package iproute2)")
+    } else if !has_program("nft") {
+        Some("the program nft is missing (package nftables)")
+    } else {
+        None
+    }
+}
+
+pub fn has_program(name: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .any(|directory| Path::new(directory).join(name).exists())
+}
+
+/// Runs a program in this thread's namespace; its output.
+pub fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program)
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn ip(arguments: &str) -> String {
+    run("ip", arguments)
+}
+
+/// Gives `nft` rules.
+pub fn nft(rules: &str) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(rules.as_bytes()).unwrap();
+    run("nft", &format!("-f {}", file.path().display()));
+}
+
+/// The names of nftables tables that start as ours do.
+pub fn our_tables() -> Vec<String> {
+    run("nft", "list tables")
+        .lines()
+        .filter_map(|line| line.split_whitespace().last().map(str::to_owned))
+        .filter(|table| table.starts_with("coracle"))
+        .collect()
+}
+
+/// Waits until a link says that it is up.
+pub fn wait_for_carrier(link: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !ip(&format!("-br link show {link}")).contains(" UP ") {
+        assert!(Instant::now() < deadline, "{link} does not come up");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The names of links that start so.
+pub fn links_like(prefix: &str) -> Vec<String> {
+    ip("-o link")
+        .lines()
+        .filter_map(|line| line.split(": ").nth(1).map(str::to_owned))
+        .filter(|name| name.starts_with(prefix))
+        .collect()
+}
+
+pub fn sysctl(path: &str) -> String {
+    std::fs::read_to_string(Path::new("/proc/sys/net").join(path))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+pub fn set_sysctl(path: &str, value: &str) {
+    std::fs::write(Path::new("/proc/sys/net").join(path), value).unwrap();
+}
+
+/// A network namespace beside the host's.
+#[derive(Clone)]
+pub struct Space(Arc<OwnedFd>);
+
+impl Space {
+    pub fn new() -> Self {
+        in_thread(|| {
+            // SAFETY: this thread alone leaves its network namespace; no memory or descriptor is unshared.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            ip("link set lo up");
+            let fd = rustix::fs::open(
+                "/proc/thread-self/ns/net",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            Self(Arc::new(fd.unwrap()))
+        })
+    }
+
+    /// Does something inside. Sockets that are made there stay there.
+    pub fn within<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
+        in_thread(|| {
+            rustix::thread::move_into_link_name_space(
+                self.0.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )
+            .unwrap();
+            action()
+        })
+    }
+
+    pub fn ip(&self, arguments: &str) -> String {
+        self.within(|| ip(arguments))
+    }
+
+    /// Where `ip link` finds it.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// A server that tells each client what address it is seen with.
+    pub fn serve_tcp(&self, address: &str, port: u16) -> u16 {
+        self.within(|| serve_tcp(address, port))
+    }
+
+    /// What the server there tells us of ourselves.
+    pub fn ask_tcp(&self, address: &str, port: u16) -> Option<IpAddr> {
+        self.within(|| ask_tcp(address, port, PATIENCE))
+    }
+
+    /// Whether nobody answers there.
+    pub fn gets_no_tcp_answer(&self, address: &str, port: u16) -> bool {
+        self.within(|| ask_tcp(address, port, SILENCE)).is_none()
+    }
+}
+
+fn in_thread<T: Send>(action: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(action).join().unwrap())
+}
+
+fn socket_address(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+pub fn serve_tcp(address: &str, port: u16) -> u16 {
+    let listener = TcpListener::bind(socket_address(address, port)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((mut client, peer)) = listener.accept() {
+            let _ = client.write_all(peer.ip().to_canonical().to_string().as_bytes());
+        }
+    });
+    port
+}
+
+pub fn ask_tcp(address: &str, port: u16, patience: Duration) -> Option<IpAddr> {
+    let mut stream = TcpStream::connect_timeout(&socket_address(address, port), patience).ok()?;
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.parse().ok()
+}
+
+/// A server that sends back to each client what address it is seen with.
+pub fn serve_udp(address: &str, port: u16) {
+    let socket = UdpSocket::bind(socket_address(address, port)).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer);
+        }
+    });
+}
+
+pub fn ask_udp(address: &str, port: u16) -> Option<IpAddr> {
+    let target = socket_address(address, port);
+    let any = if target.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.set_read_timeout(Some(SILENCE)).unwrap();
+    // The first may be lost to neighbour discovery.
+    for _ in 0..4 {
+        socket.send_to(b"who am I", target).ok()?;
+        let mut buffer = [0; 64];
+        if let Ok((length, _)) = socket.recv_from(&mut buffer) {
+            return std::str::from_utf8(&buffer[..length]).unwrap().parse().ok();
+        }
+    }
+    None
+}
+
+/// The host and what is outside of it.
+pub struct World {
+    pub outside: Space,
+    pub config: NetworkConfig,
+    directory: TempDir,
+}
+
+impl World {
+    /// A host with a link to the outside, and default routes to it.
+    pub fn new() -> Self {
+        let outside = Space::new();
+        ip("link set lo up");
+        ip(&format!(
+            "link add up0 type veth peer name eth0 netns {}",
+            outside.path()
+        ));
+        for (address, prefix) in [(HOST4, 24), (HOST6, 64)] {
+            ip(&format!(
+                "addr add {address}/{prefix} dev up0{}",
+                nodad(address)
+            ));
+        }
+        ip("link set up0 up");
+        for (address, prefix) in [(OUTSIDE4, 24), (OUTSIDE6, 64)] {
+            outside.ip(&format!(
+                "addr add {address}/{prefix} dev eth0{}",
+                nodad(address)
+            ));
+        }
+        outside.ip("link set eth0 up");
+        wait_for_carrier("up0");
+        ip(&format!("route add default via {OUTSIDE4}"));
+        ip(&format!("-6 route add default via {OUTSIDE6}"));
+        let directory = tempfile::tempdir().unwrap();
+        let resolv_conf = directory.path().join("resolv.conf");
+        std::fs::write(
+            &resolv_conf,
+            format!("nameserver {OUTSIDE4}\nsearch example.org\n"),
+        )
+        .unwrap();
+        let config = NetworkConfig {
+            state: directory.path().join("state"),
+            cni_configurations: vec![directory.path().join("net.d")],
+            resolv_conf,
+            ..NetworkConfig::default()
+        };
+        Self {
+            outside,
+            config,
+            directory,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn try_attach(
+        &self,
+        id: &str,
+        networks: &[&str],
+        ports: &[&str],
+        addressing: &Addressing,
+    ) -> Result<Attachment, NetworkError> {
+        let networks: Vec<Network> = networks
+            .iter()
+            .map(|network| network.parse().unwrap())
+            .collect();
+        let ports: Vec<PortMapping> = ports.iter().map(|port| port.parse().unwrap()).collect();
+        coracle_network::attach(&Request {
+            id,
+            networks: &networks,
+            ports: &ports,
+            addressing,
+            dns: &DnsOverrides::default(),
+            config: &self.config,
+        })
+    }
+
+    /// Attaches a machine to these networks.
+    pub fn attach(&self, id: &str, networks: &[&str], ports: &[&str]) -> Attachment {
+        self.try_attach(id, networks, ports, &Addressing::default())
+            .unwrap()
+    }
+
+    /// What went wrong when that was tried.
+    pub fn refusal(&self, id: &str, networks: &[&str], ports: &[&str]) -> NetworkError {
+        self.try_attach(id, networks, ports, &Addressing::default())
+            .unwrap_err()
+    }
+
+    /// What the state directory still knows of machines.
+    pub fn remembered(&self) -> Vec<String> {
+        coracle_network::leftovers(&self.config).unwrap()
+    }
+}
+
+/// Test addresses are used at once.
+pub fn nodad(address: &str) -> &'static str {
+    if address.contains(':') { " nodad" } else { "" }
+}
+
+/// A guest: a namespace with a tap of its own, between which and the machine's tap frames are copied.
+pub struct Guest {
+    pub space: Space,
+    pub addresses: Vec<String>,
+    stop: Arc<OwnedFd>,
+}
+
+impl Guest {
+    /// Starts it with what the attachment says, as an agent would.
+    pub fn start(attachment: &Attachment) -> Self {
+        let space = Space::new();
+        let (stop_reader, stop) = rustix::pipe::pipe().unwrap();
+        let stop_reader = Arc::new(stop_reader);
+        for interface in attachment.interfaces() {
+            let tap = space.within(|| make_tap(&interface.name));
+            let outer = interface.tap.try_clone().unwrap();
+            space.ip(&format!(
+                "link set {} address {} mtu {}",
+                interface.name, interface.mac, interface.mtu
+            ));
+            for address in &interface.addresses {
+                space.ip(&format!(
+                    "addr add {address} dev {}{}",
+                    interface.name,
+                    nodad(&address.to_string())
+                ));
+            }
+            space.ip(&format!("link set {} up", interface.name));
+            let stop_reader = Arc::clone(&stop_reader);
+            std::thread::spawn(move || {
+                copy_frames(&File::from(outer), &File::from(tap), &stop_reader)
+            });
+        }
+        for neighbour in attachment.neighbours() {
+            space.ip(&format!(
+                "neigh add {} lladdr {} dev {}",
+                neighbour.address, neighbour.mac, neighbour.interface
+            ));
+        }
+        for route in attachment.routes() {
+            let mut command = format!("route add {} dev {}", route.destination, route.interface);
+            if let Some(gateway) = route.gateway {
+                command.push_str(&format!(" via {gateway}"));
+            }
+            if route.on_link {
+                command.push_str(" onlink");
+            }
+            if let Some(metric) = route.metric {
+                command.push_str(&format!(" metric {metric}"));
+            }
+            space.ip(&command);
+        }
+        let addresses = attachment
+            .interfaces()
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .map(|address| address.addr().to_string())
+            .collect();
+        Self {
+            space,
+            addresses,
+            stop: Arc::new(stop),
+        }
+    }
+
+    /// Its first address of IPv4.
+    pub fn ipv4(&self) -> &str {
+        self.addresses
+            .iter()
+            .find(|address| address.contains('.'))
+            .unwrap()
+    }
+
+    /// Its first address of IPv6.
+    pub fn ipv6(&self) -> &str {
+        self.addresses
+            .iter()
+            .find(|address| address.contains(':'))
+            .unwrap()
+    }
+
+    /// The guest ends; nothing of it has the machine's tap open any more.
+    pub fn stop(self) {
+        let Self { stop, space, .. } = self;
+        drop(stop);
+        drop(space);
+        // The copying threads see it soon.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A tap whose frames have the same header before them as the machine's.
+fn make_tap(name: &str) -> OwnedFd {
+    let fd = rustix::fs::open(
+        "/dev/net/tun",
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .unwrap();
+    // SAFETY: all of the structure's fields are plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
+    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` at this address.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    fd
+}
+
+fn copy_frames(outer: &File, inner: &File, stop: &OwnedFd) {
+    let mut frame = vec![0; 1 << 16];
+    loop {
+        let mut fds = [
+            PollFd::new(outer, PollFlags::IN),
+            PollFd::new(inner, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        if rustix::event::poll(&mut fds, None).is_err() || !fds[2].revents().is_empty() {
+            return;
+        }
+        for (mut from, mut to) in [(outer, inner), (inner, outer)] {
+            while let Ok(length) = from.read(&mut frame) {
+                // A full queue drops frames, as a wire does.
+                let _ = to.write(&frame[..length]);
+            }
+        }
+    }
+}

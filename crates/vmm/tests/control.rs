@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the controlling process asks of a jailed machine that runs, and the dumps that it gets.
+
+mod common;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::harness::{Needs, Tests};
+use common::process::{DEADLINE, Vmm};
+use common::{ENTRY, code, driver};
+use coracle_vmm::role::{Action, Event};
+use coracle_vmm::{Activity, Exit, Mode};
+
+fn main() {
+    Tests::new()
+        .cases(
+            Needs::KvmAndRoot,
+            named!(vcpus_tell_where_they_stand),
+            [
+                (
+                    "spinning",
+                    (code::SPIN.to_vec(), Activity::Running, u64::from(ENTRY), false),
+                ),
+                (
+                    "halted_for_good",
+                    (code::HALT.to_vec(), Activity::Halted, u64::from(ENTRY) + 2, false),
+                ),
+                (
+                    "idle",
+                    // sti; hlt
+                    (vec![0xfb, 0xf4], Activity::Halted, u64::from(ENTRY) + 2, true),
+                ),
+            ],
+        )
+        .cases(
+            Needs::KvmAndRoot,
+            named!(request_that_cannot_be_is_answered),
+            [
+                ("no_json", ("?", 0, "the request is wrong: expected value at line 1 column 1")),
+                ("unknown", (r#"{"id":9,"request":"fly"}"#, 9, "the request is wrong: unknown variant `fly`, expected one of `pause`, `resume`, `vcpus`, `dump` at line 1 column 23")),
+                ("dump_to_nowhere", (r#"{"id":9,"request":"dump"}"#, 9, "no descriptor came with the request")),
+            ],
+        )
+        .tests(
+            Needs::KvmAndRoot,
+            named![
+                paused_guest_stands_still_until_it_is_resumed,
+                request_that_cannot_be_fulfilled_changes_nothing,
+                dump_goes_to_regular_files_only,
+                pause_of_thirty_two_vcpus_that_use_a_device,
+                pause_of_a_driver_that_resets_its_device_for_ever,
+                paused_machine_ends_when_the_controlling_process_is_gone,
+                requests_are_answered_in_their_order,
+            ],
+        )
+        .tests(
+            Needs::KvmRootAndGdb,
+            named![gdb_reads_a_dump, gdb_finds_each_vcpu_in_a_dump,],
+        )
+        .run()
+}
+
+/// Starts a machine and waits until it runs.
+fn running(code: &[u8], vcpus: u8) -> Vmm {
+    started(code, vcpus, None)
+}
+
+/// A machine whose serial port is read here.
+fn running_with_serial(code: &[u8], vcpus: u8) -> (Vmm, std::io::PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    (started(code, vcpus, Some(writer.into())), reader)
+}
+
+fn started(code: &[u8], vcpus: u8, serial: Option<OwnedFd>) -> Vmm {
+    let serial_log = serial.as_ref().map(|_| 5);
+    let mut vmm = Vmm::with_guest(code, serial.into_iter().collect(), |config| {
+        config.vcpus = vcpus;
+        config.serial_log = serial_log;
+    });
+    assert_eq!(vmm.event(), Some(Event::Running));
+    vmm
+}
+
+fn vcpus_tell_where_they_stand((code, activity, rip, interrupts): (Vec<u8>, Activity, u64, bool)) {
+    let mut vmm = running(&code, 2);
+
+    // The guest may take a moment to get there.
+    let begin = Instant::now();
+    let vcpus = loop {
+        let answer = vmm.ask(Action::Vcpus, &[]);
+        let Event::Vcpus { id: 7, vcpus } = answer else {
+            panic!("{answer:?}");
+        };
+        if (vcpus[0].activity, vcpus[0].rip) == (activity, rip) || begin.elapsed() > DEADLINE {
+            break vcpus;
+        }
+    };
+
+    let [first, second] = &vcpus[..] else {
+        panic!("{vcpus:?}");
+    };
+    assert_eq!(
+        (first.activity, first.rip, first.interrupts_enabled),
+        (activity, rip, interrupts)
+    );
+    assert_eq!((first.mode, first.privilege), (Mode::Protected, 0));
+    assert_eq!(
+        (second.activity, second.mode),
+        (Activity::Waiting, Mode::Real)
+    );
+}
+
+/// Writes to COM1 for ever.
+fn endless_output() -> Vec<u8> {
+    let write = code::out(0x3f8, b'.');
+    // jmp to the beginning
+    let back = (-(write.len() as i8) - 2).cast_unsigned();
+    [&write[..], &[0xeb, back]].concat()
+}
+
+fn paused_guest_stands_still_until_it_is_resumed() {
+    let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
+    serial.read_exact(&mut [0]).unwrap();
+
+    let paused = vmm.ask(Action::Pause, &[]);
+
+    rustix::io::ioctl_fionbio(&serial, true).unwrap();
+    let mut output = Vec::new();
+    let _ = serial.read_to_end(&mut output);
+    sleep(Duration::from_millis(50));
+    let meanwhile = serial.read(&mut [0]);
+    rustix::io::ioctl_fionbio(&serial, false).unwrap();
+    let resumed = vmm.ask(Action::Resume, &[]);
+    assert_eq!([paused, resumed], [(); 2].map(|()| Event::Done { id: 7 }));
+    assert!(meanwhile.is_err(), "{meanwhile:?}");
+    serial.read_exact(&mut [0]).unwrap();
+}
+
+fn request_that_cannot_be_is_answered((line, id, expected): (&str, u64, &str)) {
+    let mut vmm = running(&code::SPIN, 1);
+
+    vmm.send(format!("{line}\n").as_bytes());
+
+    let message = expected.to_owned();
+    assert_eq!(vmm.event(), Some(Event::Failed { id, message }));
+}
+
+fn request_that_cannot_be_fulfilled_changes_nothing() {
+    let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
+
+    let answer = vmm.ask(Action::Dump, &[]);
+
+    assert!(matches!(answer, Event::Failed { id: 7, .. }), "{answer:?}");
+    // More than the pipe can have held before.
+    serial.read_exact(&mut [0; 80_000]).unwrap();
+}
+
+fn dump_goes_to_regular_files_only() {
+    let mut vmm = running(&code::SPIN, 1);
+    let (_reader, writer) = std::io::pipe().unwrap();
+
+    let answer = vmm.ask(Action::Dump, &[writer.as_fd()]);
+
+    let message = "the guest cannot be dumped: it can be written to a regular file only".to_owned();
+    assert_eq!(answer, Event::Failed { id: 7, message });
+}
+
+fn pause_of_thirty_two_vcpus_that_use_a_device() {
+    // Each reads a port for ever.
+    let read = [0xba, 0x00, 0x06, 0xec, 0xeb, 0xfd];
+    let code = [
+        code::wake_others(&[&code::COUNT_ME[..23], &read].concat()),
+        code::wait_for_count(31),
+        code::out(0x3f8, b'!'),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+    let (mut vmm, mut serial) = running_with_serial(&code, 32);
+    serial.read_exact(&mut [0; 32]).unwrap();
+
+    let answers = [Action::Pause, Action::Vcpus, Action::Resume, Action::Vcpus]
+        .map(|action| vmm.ask(action, &[]));
+
+    assert_eq!(answers[0], Event::Done { id: 7 });
+    assert_eq!(answers[2], Event::Done { id: 7 });
+    for answer in [&answers[1], &answers[3]] {
+        let Event::Vcpus { vcpus, .. } = answer else {
+            panic!("{answer:?}");
+        };
+        let running = vcpus
+            .iter()
+            .filter(|vcpu| vcpu.activity == Activity::Running);
+        assert_eq!((vcpus.len(), running.count()), (32, 32));
+    }
+}
+
+fn pause_of_a_driver_that_resets_its_device_for_ever() {
+    // Each reset and each start waits for the event loop, which the requests are dealt with on.
+    let set_up = driver::set_up(driver::WINDOW, 1);
+    let back = -i32::try_from(set_up.len() + 5).unwrap();
+    let code = [&set_up[..], &[0xe9], &back.to_le_bytes()].concat();
+    let mut vmm = Vmm::with_guest(&code, Vec::new(), |config| config.rng = true);
+    assert_eq!(vmm.event(), Some(Event::Running));
+
+    let answers: Vec<_> = [Action::Pause, Action::Resume]
+        .into_iter()
+        .cycle()
+        .take(100)
+        .map(|action| vmm.ask(action, &[]))
+        .collect();
+
+    assert_eq!(answers, vec![Event::Done { id: 7 }; 100]);
+}
+
+fn paused_machine_ends_when_the_controlling_process_is_gone() {
+    let mut vmm = running(&code::SPIN, 4);
+    assert_eq!(vmm.ask(Action::Pause, &[]), Event::Done { id: 7 });
+
+    let control = vmm.control.get_ref();
+    control.shutdown(std::net::Shutdown::Write).unwrap();
+
+    let reason = Exit::Stopped;
+    assert_eq!(vmm.finish().0, [Event::Exit { reason }]);
+}
+
+fn requests_are_answered_in_their_order() {
+    let mut vmm = running(&code::SPIN, 2);
+    let (first, second) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let lines = [
+        r#"{"id":1,"request":"pause"}"#,
+        r#"{"id":2,"request":"dump"}"#,
+        r#"{"id":3,"request":"resume"}"#,
+        r#"{"id":4,"request":"dump"}"#,
+        "",
+    ]
+    .join("\n");
+
+    vmm.send_with(lines.as_bytes(), &[first.as_fd(), second.as_fd()]);
+
+    let answers = [(); 4].map(|()| vmm.event());
+    assert_eq!(answers, [1, 2, 3, 4].map(|id| Some(Event::Done { id })));
+    let sizes = [first, second].map(|file| file.metadata().unwrap().len());
+    assert!(sizes.iter().all(|size| *size > 16 << 20), "{sizes:?}");
+}
+
+/// What gdb says of a core file.
+fn gdb(core: &Path, commands: &[&str]) -> String {
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-batch", "-nx", "-core"]).arg(core);
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
+    let output = gdb.output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A machine that has run `code` is dumped, and gdb asked about it.
+fn gdb_about_a_dump_of(code: &[u8], vcpus: u8, wait_for: usize, commands: &[&str]) -> String {
+    let (mut vmm, mut serial) = running_with_serial(code, vcpus);
+    serial.read_exact(&mut vec![0; wait_for]).unwrap();
+    sleep(Duration::from_millis(50));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("core");
+    let file = File::create(&path).unwrap();
+    let answer = vmm.ask(Action::Dump, &[file.as_fd()]);
+    assert_eq!(answer, Event::Done { id: 7 });
+    gdb(&path, commands)
+}
+
+fn gdb_reads_a_dump() {
+    let code = [
+        &code::store(0x40_0010, 0x1234_5678)[..],
+        // mov $0xcafe, %ecx; mov $0x300000, %esp
+        &[0xb9, 0xfe, 0xca, 0, 0, 0xbc, 0, 0, 0x30, 0],
+        &code::out(0x3f8, b'!'),
+        &code::SPIN,
+    ]
+    .concat();
+
+    let said = gdb_about_a_dump_of(
+        &code,
+        1,
+        1,
+        &[
+            r#"printf "%x %x %x\n", $rip, $rcx, $rsp"#,
+            "x/2xw 0x400010",
+            "x/1i $rip",
+            "x/1xw 0x500000",
+        ],
+    );
+
+    let spin = ENTRY as usize + code.len() - 2;
+    for expected in [
+        format!("{spin:x} cafe 300000\n"),
+        "0x400010:\t0x12345678\t0x00000000".to_owned(),
+        format!("=> {spin:#x}:\tjmp    {spin:#x}"),
+        "0x500000:\t0x00000000".to_owned(),
+    ] {
+        assert!(said.contains(&expected), "{expected}\n{said}");
+    }
+}
+
+fn gdb_finds_each_vcpu_in_a_dump() {
+    // The others keep their number in BL.
+    let code = [
+        code::wake_others(&[&code::COUNT_ME[..23], &code::SPIN].concat()),
+        code::wait_for_count(3),
+        code::SPIN.to_vec(),
+    ]
+    .concat();
+
+    let said = gdb_about_a_dump_of(&code, 4, 3, &["thread apply all print $bl"]);
+
+    for (thread, number) in [(2, 1), (3, 2), (4, 3)] {
+        let expected = format!("Thread {thread} (LWP {thread}):\n");
+        let (_, after) = said
+            .split_once(&expected)
+            .unwrap_or_else(|| panic!("{said}"));
+        let value = after.lines().next().unwrap();
+        assert!(value.ends_with(&format!("= {number}")), "{said}");
+    }
+}

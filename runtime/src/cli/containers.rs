@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The words of what is done with containers that there are.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::whole_seconds;
+
+/// List containers.
+#[derive(Debug, Args)]
+pub struct PsArguments {
+    /// Those that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print ids alone
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print what is known as JSON
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+}
+
+/// Run a further command in a running container.
+///
+/// The exit status is the command's own, or 128 plus the number of the signal that ended it; 127
+/// where it is not found and 126 where it cannot be executed; 125 where coracle itself failed.
+#[derive(Debug, Args)]
+pub struct ExecArguments {
+    /// Give the command our standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set an environment variable: KEY=VALUE, or KEY to hand on the caller's
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// Directory to start in [default: the container's]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User to run as: a name or a number of the image, optionally with a group [default: the container's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// The container: its name, its id or the beginning of that
+    pub container: String,
+    /// The command
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<String>,
+}
+
+/// Show what a container has put out.
+#[derive(Debug, Args)]
+pub struct LogsArguments {
+    /// Go on showing until the container has ended
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin each line with its time
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Show no more than the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// The container: its name, its id or the beginning of that
+    pub container: String,
+}
+
+/// Ask containers to end, and make them if they do not.
+#[derive(Debug, Args)]
+pub struct StopArguments {
+    /// How long they may take before they are killed, in seconds
+    #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = whole_seconds)]
+    pub time: Duration,
+    /// The containers: their names, their ids or the beginnings of those
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Send a signal to containers.
+#[derive(Debug, Args)]
+pub struct KillArguments {
+    /// The signal: a name such as TERM, or a number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = crate::signal_names::parse)]
+    pub signal: i32,
+    /// The containers: their names, their ids or the beginnings of those
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Remove containers that have ended.
+#[derive(Debug, Args)]
+pub struct RmArguments {
+    /// Kill those that run
+    #[arg(short, long)]
+    pub force: bool,
+    /// The containers: their names, their ids or the beginnings of those
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Show what running containers use.
+#[derive(Debug, Args)]
+pub struct StatsArguments {
+    /// Show it once
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Print it as JSON, an object a line
+    #[arg(long)]
+    pub json: bool,
+    /// The containers: their names, their ids or the beginnings of those [default: all that run]
+    #[arg(value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Print all that is known of containers, as JSON.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The containers: their names, their ids or the beginnings of those
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Write the memory and registers of a container's guest to a file that gdb and crash read.
+///
+/// The guest stands still meanwhile.
+#[derive(Debug, Args)]
+pub struct DumpArguments {
+    /// The container: its name, its id or the beginning of that
+    pub container: String,
+    /// The file, which is made
+    pub file: PathBuf,
+}
+
+/// Attach to the console of a container's guest: what its kernel and its agent say.
+///
+/// What is typed goes to the guest. Ctrl-] leaves.
+#[derive(Debug, Args)]
+pub struct ConsoleArguments {
+    /// The container: its name, its id or the beginning of that
+    pub container: String,
+}
+
+/// Copy files and directories out of a container, or into it, whether it runs or has ended.
+///
+/// A file goes to the destination, or into the directory that is there. A directory becomes the destination, or goes
+/// into the directory that is there; if the source ends with `/.`, only what is in it. Links are copied as links;
+/// devices, FIFOs and sockets are left out. Permissions, without set-user-ID and set-group-ID, and times are kept.
+///
+/// What the guest alone has is out of reach: its /proc, /sys and /dev, what is mounted there as tmpfs, and disks.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  coracle cp web:/etc/nginx ./nginx
+  coracle cp ./page.html web:/srv/
+  coracle cp web:/var/log - | tar -t")]
+pub struct CpArguments {
+    /// Keep owners, too, and all permissions; otherwise the copies are root's
+    #[arg(short, long)]
+    pub archive: bool,
+    /// What to copy; - for a tar archive from standard input
+    #[arg(value_name = "CONTAINER:PATH|PATH|-")]
+    pub source: OsString,
+    /// Where to; - for a tar archive on standard output
+    #[arg(value_name = "CONTAINER:PATH|PATH|-")]
+    pub destination: OsString,
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line: its words, defaults and help.
+
+mod containers;
+mod images;
+mod network;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+
+pub use containers::{
+    ConsoleArguments, CpArguments, DumpArguments, ExecArguments, InspectArguments, KillArguments,
+    LogsArguments, PsArguments, RmArguments, StatsArguments, StopArguments,
+};
+pub use images::{
+    ImagesArguments, LoadArguments, Login, Pull, PullArguments, RmiArguments, TagArguments,
+};
+pub use network::NetworkArguments;
+pub use run::{Origin, RunArguments};
+
+/// Runs OCI containers, each in a lightweight virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "Environment:\n  CORACLE_LOG  What is told on standard error: off, error, warn, info, debug or trace. Set, it holds for\n               the virtual machine's processes, too"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub directories: Directories,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where things are kept on the host.
+#[derive(Debug, Args)]
+pub struct Directories {
+    /// Directory of what outlives a run: images and containers
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/coracle",
+        env = "CORACLE_ROOT",
+        global = true
+    )]
+    pub root: PathBuf,
+    /// Directory of what is gone with a run: sockets and mount points
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/run/coracle",
+        env = "CORACLE_STATE",
+        global = true
+    )]
+    pub state: PathBuf,
+    /// Directory of the guest's kernel (`vmlinux`) and initial file system (`initramfs.cpio`)
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/usr/lib/coracle",
+        env = "CORACLE_GUEST",
+        global = true
+    )]
+    pub guest: PathBuf,
+    /// The configuration file
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = DEFAULT_CONFIG,
+        env = "CORACLE_CONFIG",
+        global = true
+    )]
+    pub config: PathBuf,
+}
+
+/// Where the configuration file is; it need not be there.
+const DEFAULT_CONFIG: &str = "/etc/coracle/config.toml";
+
+impl Directories {
+    /// How this host is to do things.
+    pub fn read_config(&self) -> Result<Config> {
+        let named = self.config != Path::new(DEFAULT_CONFIG);
+        Config::read(&self.config, named, &self.root)
+    }
+
+    /// The same places, whatever directory a process is in: the one that cleans up is in another.
+    pub fn absolute(&self) -> Self {
+        // It fails only where there is no current directory; then a relative path means nothing anyway.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Self {
+            root: absolute(&self.root),
+            state: absolute(&self.state),
+            guest: absolute(&self.guest),
+            config: absolute(&self.config),
+        }
+    }
+}
+
+/// What is to be done. The help of each is its arguments': a line here would stand for all of it.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(Box<RunArguments>),
+    Ps(PsArguments),
+    Exec(ExecArguments),
+    Logs(LogsArguments),
+    Stop(StopArguments),
+    Kill(KillArguments),
+    Rm(RmArguments),
+    Stats(StatsArguments),
+    Cp(CpArguments),
+    Inspect(InspectArguments),
+    Pull(PullArguments),
+    Images(ImagesArguments),
+    Rmi(RmiArguments),
+    Load(LoadArguments),
+    Tag(TagArguments),
+    Console(ConsoleArguments),
+    Dump(DumpArguments),
+    Check(CheckArguments),
+}
+
+/// Say what this host has and lacks for running virtual machines.
+///
+/// The exit status is 0 only if `coracle run` can work here, and 1 if something that it needs is lacking.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match whole_seconds(text) {
+        Ok(Duration::ZERO) | Err(_) => {
+            Err(format!("'{text}' is not a whole number of seconds above 0"))
+        }
+        time => time,
+    }
+}
+
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<u32>()
+        .map(|seconds| Duration::from_secs(seconds.into()))
+        .map_err(|_| format!("'{text}' is not a whole number of seconds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_of_a_command_is_whole() {
+        let mut cli = Cli::command();
+        let run = cli.find_subcommand_mut("run").unwrap();
+
+        let help = run.render_long_help().to_string();
+
+        assert!(help.contains("The exit status is the container's own"));
+    }
+
+    #[test]
+    fn time_may_be_nought_only_where_that_means_something() {
+        assert_eq!(whole_seconds("0"), Ok(Duration::ZERO));
+        assert!(seconds("0").is_err());
+        assert_eq!(seconds("90"), Ok(Duration::from_secs(90)));
+        assert!(whole_seconds("soon").is_err());
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The words of `coracle run`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use coracle_oci::disk::Disk;
+use coracle_oci::volume::Volume;
+
+use super::{NetworkArguments, Pull, seconds};
+use crate::container::Name;
+
+/// Run an image's container in a virtual machine of its own.
+///
+/// The exit status is the container's own, or 128 plus the number of the signal that ended it; 127
+/// where its command is not found and 126 where it cannot be executed; 125 where coracle itself
+/// failed.
+///
+/// Once its command has run, a container stays after its end, for its log, its files and what it
+/// was, until it is removed by `coracle rm`, or at once with --rm.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       coracle run [OPTIONS] --rootfs DIR [COMMAND]...",
+    after_long_help = "Examples:
+  coracle run --rm ./busybox:latest echo hello
+  coracle run --rm -it debian:12
+  coracle run -d --name web -p 8080:80 nginx
+  coracle run --rm -v ./data:/data:ro --memory 512 ./debian sha256sum /data/file
+  coracle run --rm --rootfs ./tree /bin/sh -c 'id; ls /'"
+)]
+pub struct RunArguments {
+    /// An image by its name in the store or a registry; or an OCI image layout or docker archive, a directory or a
+    /// .tar file, with `:TAG` if it holds several images
+    #[arg(required_unless_present = "rootfs", value_name = "IMAGE")]
+    pub first: Option<String>,
+    /// Command to run instead of the image's own
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub rest: Vec<String>,
+    /// When to get the image from its registry
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub pull: Pull,
+    /// Run on this directory tree instead of an image; the tree itself is never written
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: Option<PathBuf>,
+
+    /// Give the container our standard input
+    #[arg(short, long, help_heading = "Life")]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long, help_heading = "Life")]
+    pub tty: bool,
+    /// Run in the background: print the container's id once it runs
+    #[arg(short, long, help_heading = "Life")]
+    pub detach: bool,
+    /// What to call the container
+    #[arg(long, value_name = "NAME", help_heading = "Life")]
+    pub name: Option<Name>,
+    /// Remove the container when it has ended
+    #[arg(long = "rm", help_heading = "Life")]
+    pub remove: bool,
+
+    /// Set an environment variable: KEY=VALUE, or KEY to hand on the caller's
+    #[arg(
+        short,
+        long,
+        value_name = "KEY[=VALUE]",
+        help_heading = "Inside the container"
+    )]
+    pub env: Vec<String>,
+    /// Working directory inside the container
+    #[arg(short, long, value_name = "DIR", help_heading = "Inside the container")]
+    pub workdir: Option<String>,
+    /// User to run as: a name or a number of the image, optionally with a group
+    #[arg(
+        short,
+        long,
+        value_name = "USER[:GROUP]",
+        help_heading = "Inside the container"
+    )]
+    pub user: Option<String>,
+    /// Host name of the container [default: its id]
+    #[arg(long, value_name = "NAME", help_heading = "Inside the container")]
+    pub hostname: Option<String>,
+    /// Share a file or directory of the host with the container
+    #[arg(
+        short,
+        long,
+        value_name = "SRC:DST[:ro]",
+        help_heading = "Inside the container"
+    )]
+    pub volume: Vec<Volume>,
+
+    /// Give the container a raw disk image or block device: its file system at DST, or, below /dev, the device itself
+    #[arg(
+        long,
+        value_name = "FILE:DST[:ro][:fs=TYPE]",
+        help_heading = "Inside the container"
+    )]
+    pub disk: Vec<Disk>,
+
+    #[command(flatten)]
+    pub network: NetworkArguments,
+
+    /// Memory of the virtual machine, in MiB [default: 256, unless the configuration says otherwise]
+    #[arg(long, value_name = "MIB", help_heading = "Machine")]
+    pub memory: Option<u64>,
+    /// Virtual CPUs, 1 to 32 [default: 1, unless the configuration says otherwise]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Machine")]
+    pub cpus: Option<u8>,
+    /// Guest kernel: a bzImage, or an uncompressed vmlinux with a PVH entry [default: that of the guest directory]
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub kernel: Option<PathBuf>,
+    /// Initial file system of the guest, which holds the agent [default: initramfs.cpio of the guest directory]
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub initrd: Option<PathBuf>,
+    /// How long the guest may take to answer, in seconds [default: 60, unless the configuration says otherwise]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Machine")]
+    pub boot_timeout: Option<Duration>,
+    /// Have gdb find the machine at a Unix socket that is made here (gdb: `target remote SOCKET`)
+    #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
+    pub gdb: Option<PathBuf>,
+    /// Start the guest only once gdb is there
+    #[arg(long, requires = "gdb", help_heading = "Machine")]
+    pub gdb_wait: bool,
+    /// A block device that another process serves over vhost-user at this socket
+    #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
+    pub vhost_user_blk: Vec<PathBuf>,
+    /// A network device that another process serves over vhost-user at this socket
+    #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
+    pub vhost_user_net: Vec<PathBuf>,
+}
+
+/// What a run starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin<'a> {
+    /// An image, by its reference.
+    Image(&'a str),
+    /// A directory tree.
+    Rootfs(&'a Path),
+}
+
+impl RunArguments {
+    /// Tells the image from the command: with a tree of files there is no image to name first.
+    pub fn origin_and_command(&self) -> (Origin<'_>, Vec<String>) {
+        let first = self.first.as_slice();
+        match &self.rootfs {
+            Some(rootfs) => (Origin::Rootfs(rootfs), [first, &self.rest].concat()),
+            // The parser asks for an image where there is no tree.
+            None => (
+                Origin::Image(self.first.as_deref().unwrap_or_default()),
+                self.rest.clone(),
+            ),
+        }
+    }
+
+    /// Whether what the container puts out is logged: not if it goes to the user and the container goes with its end.
+    pub fn is_logged(&self) -> bool {
+        self.detach || !self.remove
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn run_arguments(words: &[&str]) -> RunArguments {
+        let words = [&["coracle", "run"], words].concat();
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(arguments) => *arguments,
+            _ => unreachable!("the words say run"),
+        }
+    }
+
+    #[test]
+    fn words_after_the_image_are_the_command_even_with_dashes() {
+        let arguments = run_arguments(&["-w", "/tmp", "image", "sh", "-c", "-e", "--memory"]);
+
+        let command = ["sh", "-c", "-e", "--memory"].map(String::from);
+        assert_eq!(
+            arguments.origin_and_command(),
+            (Origin::Image("image"), command.to_vec())
+        );
+        assert_eq!(arguments.workdir.as_deref(), Some("/tmp"));
+    }
+
+    #[test]
+    fn with_a_rootfs_all_words_are_the_command() {
+        let arguments = run_arguments(&["--rootfs", "/tree", "sh", "-c", "true"]);
+
+        let command = ["sh", "-c", "true"].map(String::from);
+        assert_eq!(
+            arguments.origin_and_command(),
+            (Origin::Rootfs(Path::new("/tree")), command.to_vec())
+        );
+    }
+
+    #[test]
+    fn letters_of_options_go_together() {
+        let arguments = run_arguments(&["-it", "image"]);
+
+        assert!(arguments.interactive && arguments.tty && !arguments.detach);
+    }
+
+    #[rstest]
+    #[case::no_image(&[])]
+    #[case::no_cpus(&["--cpus", "0", "image"])]
+    #[case::too_many_cpus(&["--cpus", "33", "image"])]
+    #[case::no_time(&["--boot-timeout", "0", "image"])]
+    #[case::bad_name(&["--name", "a/b", "image"])]
+    #[case::unknown_option(&["--nonsense", "image"])]
+    fn bad_words_are_refused(#[case] words: &[&str]) {
+        let words = [&["coracle", "run"], words].concat();
+
+        assert!(Cli::try_parse_from(words).is_err());
+    }
+}

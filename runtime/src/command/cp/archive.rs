@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Copies as a tar archive, on our standard streams.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, linkat, unlinkat};
+use rustix::io::Errno;
+use tar::{Builder, EntryType, Header};
+
+use super::entry::Attributes;
+use super::files::{Ownership, create, make_directory, put_link};
+use super::root::Root;
+use super::walk::Receiver;
+use crate::printable::printable;
+
+/// An archive that is written. Whose the files are stays in it.
+pub struct Archive<W: Write> {
+    builder: Builder<W>,
+    path: PathBuf,
+}
+
+impl<W: Write> Archive<W> {
+    pub fn new(to: W) -> Self {
+        Self {
+            builder: Builder::new(to),
+            path: PathBuf::new(),
+        }
+    }
+
+    /// Writes the archive's end.
+    pub fn finish(self) -> Result<()> {
+        let mut to = self.builder.into_inner()?;
+        Ok(to.flush()?)
+    }
+}
+
+impl<W: Write> Receiver for Archive<W> {
+    fn enter(&mut self, name: &OsStr, attributes: &Attributes) -> Result<()> {
+        self.path.push(name);
+        let mut header = header(EntryType::Directory, attributes, 0);
+        let (builder, path) = (&mut self.builder, &self.path);
+        Ok(builder.append_data(&mut header, path, io::empty())?)
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        self.path.pop();
+        Ok(())
+    }
+
+    fn file(&mut self, name: &OsStr, attributes: &Attributes, content: &File) -> Result<()> {
+        let mut header = header(EntryType::Regular, attributes, attributes.size);
+        // It may become shorter while it is read, and its length is written already.
+        let content = content.chain(io::repeat(0)).take(attributes.size);
+        let path = self.path.join(name);
+        Ok(self.builder.append_data(&mut header, path, content)?)
+    }
+
+    fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()> {
+        let mut header = header(EntryType::Symlink, attributes, 0);
+        let path = self.path.join(name);
+        Ok(self.builder.append_link(&mut header, path, target)?)
+    }
+}
+
+fn header(kind: EntryType, attributes: &Attributes, size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(attributes.mode);
+    header.set_uid(attributes.uid.into());
+    header.set_gid(attributes.gid.into());
+    header.set_mtime(u64::try_from(attributes.modified.0).unwrap_or(0));
+    header.set_size(size);
+    header
+}
+
+/// Puts what is in an archive below the directory `base` of `root`. Names in it that begin with a slash are below it as
+/// well; none leads upwards.
+pub fn extract(from: impl Read, root: &Root, base: &Path, ownership: Ownership) -> Result<()> {
+    let mut extraction = Extraction {
+        root,
+        base,
+        ownership,
+        directories: Vec::new(),
+    };
+    let mut archive = tar::Archive::new(from);
+    for entry in archive.entries().context("cannot read the archive")? {
+        let mut entry = entry.context("cannot read the archive")?;
+        let path = entry
+            .path()
+            .context("the archive has a name that is none")?;
+        let path = path.into_owned();
+        let shown = printable(&path.to_string_lossy()).replace('\n', " ");
+        extraction
+            .take(&mut entry, &path)
+            .with_context(|| format!("cannot copy {shown}"))?;
+    }
+    extraction.finish()
+}
+
+struct Extraction<'r> {
+    root: &'r Root,
+    base: &'r Path,
+    ownership: Ownership,
+    /// What was made, to get its time once it is filled.
+    directories: Vec<(PathBuf, Attributes)>,
+}
+
+impl Extraction<'_> {
+    fn take<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<()> {
+        let path = below(path)?;
+        let (Some(name), Some(above)) = (path.file_name(), path.parent()) else {
+            // The base itself, which is there.
+            return Ok(());
+        };
+        let parent = self.parent(above)?;
+        let parent = parent.as_fd();
+        let attributes = attributes(entry.header())?;
+        let kind = entry.header().entry_type();
+        match kind {
+            EntryType::Directory => {
+                if make_directory(parent, name)?.1 {
+                    self.directories.push((path, attributes));
+                }
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let mut file = create(parent, name)?;
+                io::copy(entry, &mut file)?;
+                self.ownership.apply(&file, &attributes)?;
+            }
+            EntryType::Symlink => {
+                let target = entry.link_name()?.context("the link leads nowhere")?;
+                put_link(parent, name, target.as_os_str())?;
+                self.ownership.apply_to_link(parent, name, &attributes)?;
+            }
+            EntryType::Link => {
+                let target = entry.link_name()?.context("the link leads nowhere")?;
+                let target = below(&target)?;
+                let (Some(other), Some(above)) = (target.file_name(), target.parent()) else {
+                    bail!("the link leads to a directory");
+                };
+                let directory = self.parent(above)?;
+                match unlinkat(parent, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                linkat(&directory, other, parent, name, AtFlags::empty())?;
+            }
+            EntryType::XGlobalHeader => {}
+            _ => eprintln!(
+                "coracle: {} is left out: it is no file, directory or link",
+                printable(&path.to_string_lossy())
+            ),
+        }
+        Ok(())
+    }
+
+    fn parent(&self, above: &Path) -> Result<OwnedFd> {
+        let path = self.base.join(above);
+        self.root
+            .make_directory(&path)
+            .context("cannot reach its directory")
+    }
+
+    fn finish(self) -> Result<()> {
+        // The deepest first, as far as the archive had them in order.
+        for (path, attributes) in self.directories.iter().rev() {
+            let whole = self.base.join(path);
+            // Who has put something else there meanwhile keeps it.
+            let Some(found) = self.root.find(&whole, false)? else {
+                continue;
+            };
+            if let Ok(directory) = found.list() {
+                self.ownership.apply(directory.fd()?, attributes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path of an archive, relative and without `.`.
+fn below(path: &Path) -> Result<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => bail!("it leads upwards"),
+        }
+    }
+    Ok(clean)
+}
+
+fn attributes(header: &Header) -> Result<Attributes> {
+    let id = |number: u64| u32::try_from(number).context("it belongs to nobody");
+    Ok(Attributes {
+        mode: header.mode()? & 0o7777,
+        uid: id(header.uid()?)?,
+        gid: id(header.gid()?)?,
+        size: header.size()?,
+        modified: (i64::try_from(header.mtime()?).unwrap_or(0), 0),
+        identity: (0, 0),
+    })
+}

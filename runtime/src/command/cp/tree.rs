@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A container's files, as the host has them: its root with its volumes where the container sees them.
+//!
+//! They are mounted in a mount namespace of this process's own, a copy of the one of the container's run if it runs. So
+//! the host sees none of it, and it goes with this process.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use coracle_oci::plan::SandboxPlan;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::place::Direction;
+use super::root::Root;
+use crate::container::{Found, State, remove_tree};
+use crate::run::mounts::{bind_at, enter_namespace, overlay, overlay_to_read};
+
+/// A container's files.
+pub struct Tree {
+    /// Gone once they are unmounted.
+    root: Option<Root>,
+    /// What was mounted and made for a container that has ended.
+    mounted: Option<Mounted>,
+}
+
+/// What to clear up.
+struct Mounted {
+    point: PathBuf,
+    work: Option<PathBuf>,
+    /// Of the container, so that it is not removed, and of what it wrote, so that one alone writes.
+    _locks: [File; 2],
+}
+
+impl Tree {
+    /// Mounts a container's files. From here on paths of the host lead elsewhere: what is needed of it is opened before.
+    ///
+    /// To be called while the process has one thread: it changes its mount namespace.
+    pub fn open(found: &mut Found, direction: Direction) -> Result<Self> {
+        let name = &found.record.name;
+        let plan = found.record.plan.clone();
+        let plan: SandboxPlan = plan
+            .and_then(|plan| serde_json::from_value(plan).ok())
+            .with_context(|| format!("container {name} has no files yet"))?;
+        match found.state {
+            State::Starting => bail!("container {name} is only starting"),
+            State::Running { runner, .. } => Self::of_running(found, &plan, runner),
+            State::Exited { .. } | State::Lost => Self::of_ended(found, &plan, direction),
+        }
+    }
+
+    /// Where paths in the container are looked up.
+    pub fn root(&self) -> Result<&Root> {
+        self.root.as_ref().context("the container's files are gone")
+    }
+
+    fn of_running(found: &mut Found, plan: &SandboxPlan, runner: u32) -> Result<Self> {
+        let what = format!("cannot reach the files of container {}", found.record.name);
+        let namespace =
+            File::open(format!("/proc/{runner}/ns/mnt")).with_context(|| what.clone())?;
+        // If it still runs, that was its process.
+        found.look_again();
+        if !matches!(found.state, State::Running { .. }) {
+            bail!("container {} has just ended", found.record.name);
+        }
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+            .with_context(|| what.clone())?;
+        enter_namespace()?;
+        let root = open_root(&plan.rootfs.mount_point).with_context(|| what)?;
+        let volumes = plan.volumes.iter();
+        put_volumes(
+            plan,
+            &root,
+            volumes.map(|volume| volume.mount_point.as_path()),
+        )?;
+        Ok(Self {
+            root: Some(root),
+            mounted: None,
+        })
+    }
+
+    fn of_ended(found: &Found, plan: &SandboxPlan, direction: Direction) -> Result<Self> {
+        let container = &found.directories.container;
+        let what = || format!("cannot reach the files of container {}", found.record.name);
+        let upper = container.join("upper");
+        let locks = [container, &upper].map(File::open);
+        let [own, written] = locks;
+        let locks = [own.with_context(what)?, written.with_context(what)?];
+        let of_written = match direction {
+            Direction::Out => FlockOperation::NonBlockingLockShared,
+            Direction::In => FlockOperation::NonBlockingLockExclusive,
+        };
+        // Shared: who asks whether it runs is not to be told that it does.
+        flock(&locks[0], FlockOperation::NonBlockingLockShared)
+            .and_then(|()| flock(&locks[1], of_written))
+            .context("another process is at it")
+            .with_context(what)?;
+        enter_namespace()?;
+        let lower = &plan.rootfs.lower;
+        // Nobody else sees that something is mounted there.
+        let point = container.clone();
+        let work = match direction {
+            Direction::Out => {
+                overlay_to_read(lower, &upper, &point)?;
+                None
+            }
+            Direction::In => {
+                let work = container.join("work");
+                remove_tree(&work).with_context(what)?;
+                fs::create_dir(&work).with_context(what)?;
+                overlay(lower, &upper, &work, &point)?;
+                Some(work)
+            }
+        };
+        let mounted = Mounted {
+            point,
+            work,
+            _locks: locks,
+        };
+        let root = open_root(&mounted.point).with_context(what)?;
+        let volumes = plan.volumes.iter();
+        put_volumes(plan, &root, volumes.map(|volume| volume.source.as_path()))?;
+        Ok(Self {
+            root: Some(root),
+            mounted: Some(mounted),
+        })
+    }
+}
+
+impl Drop for Tree {
+    /// What stays is in nobody's way: the namespace goes with this process, and the next copy makes its directory anew.
+    fn drop(&mut self) {
+        drop(self.root.take());
+        let Some(mounted) = self.mounted.take() else {
+            return;
+        };
+        let _ = unmount(&mounted.point, UnmountFlags::DETACH);
+        if let Some(work) = &mounted.work {
+            let _ = remove_tree(work);
+        }
+    }
+}
+
+fn open_root(path: &Path) -> io::Result<Root> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root: OwnedFd = openat(CWD, path, flags, Mode::empty())?;
+    Ok(Root::Container(root))
+}
+
+/// Mounts volumes where the container sees them. The guest may have put anything at their places: what is found there
+/// is in the root, and a place that is gone has no volume.
+fn put_volumes<'p>(
+    plan: &SandboxPlan,
+    root: &Root,
+    sources: impl Iterator<Item = &'p Path>,
+) -> Result<()> {
+    for (number, (volume, source)) in plan.volumes.iter().zip(sources).enumerate() {
+        let Some(destination) = destination(plan, number) else {
+            continue;
+        };
+        let Ok(Some(point)) = root.find(&destination, true) else {
+            continue;
+        };
+        if !source.exists() {
+            tracing::warn!("the volume {} is not there any more", source.display());
+            continue;
+        }
+        bind_at(source, volume.read_only, point.place())?;
+    }
+    Ok(())
+}
+
+/// Where the container sees the volume of this number.
+fn destination(plan: &SandboxPlan, number: usize) -> Option<PathBuf> {
+    let place = format!("volumes/{number}");
+    let mounts = plan.spec.mounts().iter().flatten();
+    let mut of_volume = mounts.filter(|mount| {
+        let source = mount.source().as_deref();
+        source.is_some_and(|source| source.ends_with(&place))
+    });
+    of_volume.next().map(|mount| mount.destination().clone())
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `coracle inspect`.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::reach::containers;
+use crate::cli::{Directories, InspectArguments};
+use crate::container::{Found, State};
+
+/// Prints all that is known of containers.
+pub fn inspect(directories: &Directories, arguments: &InspectArguments) -> Result<u8> {
+    let containers = containers(directories);
+    let all = arguments
+        .containers
+        .iter()
+        .map(|name| containers.find(name).map(|found| value(&found)))
+        .collect::<Result<Vec<_>>>()?;
+    let text = serde_json::to_string_pretty(&all).context("cannot write that as JSON")?;
+    println!("{text}");
+    Ok(0)
+}
+
+/// A container, as JSON: what its record says, but for how it fares in truth.
+pub fn value(found: &Found) -> Value {
+    let mut value = serde_json::to_value(&found.record).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("status".to_owned(), state(&found.state));
+        fields.insert(
+            "directory".to_owned(),
+            found.directories.container.to_string_lossy().into(),
+        );
+    }
+    value
+}
+
+fn state(state: &State) -> Value {
+    let word = state.word();
+    match state {
+        State::Starting | State::Lost => json!({ "is": word }),
+        State::Running { since, runner } => {
+            json!({ "is": word, "since": since, "runner": runner })
+        }
+        State::Exited { at, status, reason } => {
+            json!({ "is": word, "at": at, "status": status, "reason": reason })
+        }
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `coracle stats`.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::reach::{ask, containers};
+use super::table::{bytes, table};
+use crate::cli::{Directories, StatsArguments};
+use crate::container::{Containers, Found, Id, State};
+use crate::control::{Answer, Request, Usage};
+
+/// Time between two looks.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Has a terminal begin its screen anew.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// What a container used when it was looked at.
+struct Sample {
+    at: Instant,
+    usage: Usage,
+}
+
+/// Shows what running containers use.
+pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8> {
+    let containers = containers(directories);
+    let mut before = HashMap::new();
+    if arguments.no_stream {
+        // Shares of processor time are those of a moment.
+        samples(&wanted(&containers, arguments)?, &mut before);
+        thread::sleep(PERIOD);
+    }
+    loop {
+        let found = wanted(&containers, arguments)?;
+        let now = Instant::now();
+        let rows = samples(&found, &mut before);
+        let mut stdout = io::stdout().lock();
+        if !arguments.no_stream && !arguments.json && stdout.is_terminal() {
+            write!(stdout, "{CLEAR}")?;
+        }
+        let text = if arguments.json {
+            rows.iter().map(Row::json).collect()
+        } else {
+            let rows: Vec<_> = rows.iter().map(Row::cells).collect();
+            table(HEADS, &rows)
+        };
+        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
+            written => written.context("cannot write to standard output")?,
+        }
+        drop(stdout);
+        if arguments.no_stream {
+            return Ok(0);
+        }
+        if found.is_empty() && !arguments.containers.is_empty() {
+            bail!("none of the containers runs any more");
+        }
+        thread::sleep(PERIOD.saturating_sub(now.elapsed()));
+    }
+}
+
+const HEADS: [&str; 8] = [
+    "NAME",
+    "CPU",
+    "MEMORY",
+    "OF",
+    "PROCESSES",
+    "NETWORK IN / OUT",
+    "DISK READ / WRITTEN",
+    "HOST CPU / MEMORY",
+];
+
+struct Row {
+    name: String,
+    id: Id,
+    usage: Usage,
+    /// Of one processor, since the last look.
+    cpu: Option<f64>,
+    host_cpu: Option<f64>,
+}
+
+impl Row {
+    fn cells(&self) -> [String; 8] {
+        let usage = &self.usage;
+        let both = |[first, second]: [u64; 2]| format!("{} / {}", bytes(first), bytes(second));
+        [
+            self.name.clone(),
+            percent(self.cpu),
+            bytes(usage.memory),
+            bytes(usage.memory_limit),
+            usage.pids.to_string(),
+            both(usage.network),
+            both(usage.block),
+            format!("{} / {}", percent(self.host_cpu), bytes(usage.host_memory)),
+        ]
+    }
+
+    fn json(&self) -> String {
+        let row = json!({
+            "id": self.id,
+            "name": self.name,
+            "cpu_percent": self.cpu,
+            "host_cpu_percent": self.host_cpu,
+            "usage": self.usage,
+        });
+        format!("{row}\n")
+    }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{share:.1} %"))
+}
+
+/// The containers that are to be shown and run.
+fn wanted(containers: &Containers, arguments: &StatsArguments) -> Result<Vec<Found>> {
+    let mut found = match arguments.containers.as_slice() {
+        [] => containers.list(),
+        names => names
+            .iter()
+            .map(|name| containers.find(name))
+            .collect::<Result<_>>()?,
+    };
+    found.retain(|found| matches!(found.state, State::Running { .. }));
+    Ok(found)
+}
+
+/// What each uses, beside what it did before.
+fn samples(found: &[Found], before: &mut HashMap<Id, Sample>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for found in found {
+        // It may have ended since it was found.
+        let Ok(Answer::Usage(usage)) = ask(found, &Request::Usage) else {
+            continue;
+        };
+        let now = Sample {
+            at: Instant::now(),
+            usage,
+        };
+        let last = before.get(&found.record.id);
+        let share = |figure: fn(&Usage) -> u64| last.map(|last| share(&now, last, figure));
+        rows.push(Row {
+            name: found.record.name.clone(),
+            id: found.record.id.clone(),
+            usage,
+            cpu: share(|usage| usage.cpu_usec),
+            host_cpu: share(|usage| usage.host_cpu_usec),
+        });
+        before.insert(found.record.id.clone(), now);
+    }
+    rows
+}
+
+/// Processor time used between two looks, in percent of one processor.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "nobody reads more than a few digits"
+)]
+fn share(now: &Sample, last: &Sample, figure: fn(&Usage) -> u64) -> f64 {
+    let used = figure(&now.usage).saturating_sub(figure(&last.usage));
+    let passed = now.at.duration_since(last.at).as_micros().max(1);
+    100.0 * used as f64 / passed as f64
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The configuration file: what a host's administrator wants otherwise than by default.
+//!
+//! The file that is installed (`config.toml` beside this one) holds every key with its default and its unit, commented
+//! out. What the command line says goes before it.
+
+mod file;
+mod unknown;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coracle_network::{Network, NetworkConfig};
+use coracle_oci::layer::Options as UnpackOptions;
+use coracle_registry::Options as RegistryOptions;
+
+use self::file::File;
+
+/// The most bytes of a configuration file.
+const LIMIT: u64 = 1 << 20;
+
+/// How this host is to do things.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub run: Run,
+    pub log_limit: u64,
+    pub network: NetworkConfig,
+    pub unpack: UnpackOptions,
+    pub registry: RegistryOptions,
+}
+
+/// Defaults of `coracle run`.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub memory_mib: u64,
+    pub cpus: u8,
+    pub boot_timeout: Duration,
+    pub network: Vec<Network>,
+}
+
+impl Config {
+    /// Reads the file at `path`; where none was `named`, it need not be there.
+    pub fn read(path: &Path, named: bool, root: &Path) -> Result<Self> {
+        let what = || format!("the configuration file {} cannot be used", path.display());
+        let text = match read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !named => String::new(),
+            text => text.with_context(what)?,
+        };
+        Self::parse(&text, root).with_context(what)
+    }
+
+    fn parse(text: &str, root: &Path) -> Result<Self> {
+        let table: toml::Table = text.parse()?;
+        if !table.is_empty()
+            && let Some(complaint) = unknown::first(&table, &File::known()?)
+        {
+            bail!(complaint);
+        }
+        let file: File = table.try_into()?;
+        file.config(root)
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > LIMIT {
+        return Err(io::Error::other(format!("it has more than {LIMIT} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// What is installed.
+    const INSTALLED: &str = include_str!("config.toml");
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/var/lib/coracle"))
+    }
+
+    #[test]
+    fn installed_file_changes_nothing_and_names_every_key_with_its_default() {
+        let uncommented: String = INSTALLED
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix("#")
+                    .filter(|rest| !rest.starts_with(' '))
+                    .or(Some(line).filter(|line| line.starts_with('[')))
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+
+        let installed: toml::Table = INSTALLED.parse().unwrap();
+        let named: toml::Table = uncommented.parse().unwrap();
+
+        assert!(
+            installed
+                .values()
+                .all(|section| section.as_table().is_some_and(toml::Table::is_empty))
+        );
+        assert_eq!(named, File::known().unwrap());
+    }
+
+    #[test]
+    fn what_is_set_counts() {
+        let config =
+            parse("[run]\nmemory = 512\nnetwork = [\"none\"]\n[log]\nlimit = 1\n").unwrap();
+
+        assert_eq!(config.run.memory_mib, 512);
+        assert_eq!(config.run.network, [Network::None]);
+        assert_eq!(config.run.cpus, 1);
+        assert_eq!(config.log_limit, 1 << 20);
+    }
+
+    #[rstest]
+    #[case::key(
+        "[run]\nmemroy = 512",
+        "there is no key run.memroy; is run.memory meant?"
+    )]
+    #[case::section("[netwrok]\n", "there is no key netwrok; is network meant?")]
+    #[case::far("[run]\nxyzzyxyzzy = 1", "there is no key run.xyzzyxyzzy")]
+    #[case::value("[run]\ncpus = 33", "run.cpus is 33, and should be 1 to 32")]
+    #[case::network("[run]\nnetwork = [\"a/b\"]", "run.network")]
+    #[case::kind("[run]\nmemory = \"much\"", "memory")]
+    #[case::syntax("[run", "expected")]
+    fn broken_file_is_refused(#[case] text: &str, #[case] expected: &str) {
+        let error = parse(text).unwrap_err();
+
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+    }
+
+    #[test]
+    fn file_that_nobody_named_need_not_be_there() {
+        let path = Path::new("/nonexistent/config.toml");
+
+        assert!(Config::read(path, false, path).is_ok());
+        let error = Config::read(path, true, path).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/config.toml"));
+    }
+}

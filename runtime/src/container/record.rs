@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a container is and how it fares, as its runner last wrote it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use coracle_network::{Attachment, Network};
+use serde::{Deserialize, Serialize};
+
+use super::{Id, Time};
+
+/// Name of the file in the container's directory.
+const FILE: &str = "record.json";
+/// Name that it has until it is whole.
+const UNFINISHED: &str = "record.json.new";
+/// The most bytes of a record: the command and the environment may be long.
+const LIMIT: u64 = 8 << 20;
+
+/// What is known of a container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub id: Id,
+    /// What the user calls it; its id if they do not.
+    pub name: String,
+    /// What it was made from, as the user named it.
+    pub image: String,
+    /// The tree it was made from, which is only read.
+    pub tree: PathBuf,
+    pub created: Time,
+    pub status: Status,
+    /// Whether it goes with its end.
+    pub remove: bool,
+    /// The signal that asks it to end.
+    pub stop_signal: i32,
+    /// What runs in which machine, as it was planned; nothing until it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<serde_json::Value>,
+    /// Its networks, as the user named them.
+    #[serde(default)]
+    pub networks: Vec<String>,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Its published ports.
+    #[serde(default)]
+    pub ports: Vec<String>,
+}
+
+/// How a container fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum Status {
+    /// Its machine is being made.
+    Starting,
+    /// Its command runs.
+    Running {
+        /// Since when.
+        since: Time,
+        /// The process of the host that runs it.
+        runner: u32,
+    },
+    /// Its command has ended, or could not be run.
+    Exited {
+        /// When.
+        at: Time,
+        /// The command's exit status, or coracle's.
+        status: u8,
+        /// Why, where that is not the command's own affair.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+}
+
+impl Record {
+    /// Takes down what the container's network turned out to be.
+    pub fn note_network(&mut self, networks: &[Network], attachment: Option<&Attachment>) {
+        self.networks = networks.iter().map(ToString::to_string).collect();
+        let Some(attachment) = attachment else { return };
+        let interfaces = attachment.interfaces().iter();
+        self.addresses = interfaces
+            .flat_map(|interface| &interface.addresses)
+            .map(ToString::to_string)
+            .collect();
+        self.ports = attachment.ports().iter().map(ToString::to_string).collect();
+    }
+
+    /// The record in a container's directory.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(FILE);
+        let what = || format!("cannot read {}", path.display());
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .with_context(what)?;
+        let mut text = Vec::new();
+        file.take(LIMIT + 1)
+            .read_to_end(&mut text)
+            .with_context(what)?;
+        ensure!(text.len() as u64 <= LIMIT, "{} is too long", path.display());
+        serde_json::from_slice(&text).with_context(what)
+    }
+
+    /// Puts the record into the container's directory in the place of an earlier one. A host that loses its power
+    /// finds one of the two, if the container is one that stays.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(UNFINISHED);
+        let what = || format!("cannot write {}", path.display());
+        let text = serde_json::to_vec(self).with_context(what)?;
+        let mut file = File::create(&path).with_context(what)?;
+        file.write_all(&text).with_context(what)?;
+        if !self.remove && self.status != Status::Starting {
+            file.sync_data().with_context(what)?;
+        }
+        fs::rename(&path, directory.join(FILE)).with_context(what)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A record of a container that runs.
+    pub fn running(id: &str, name: &str) -> Record {
+        Record {
+            id: id.parse().unwrap(),
+            name: name.to_owned(),
+            image: "./busybox".to_owned(),
+            tree: "/store/rootfs".into(),
+            created: Time::now(),
+            status: Status::Running {
+                since: Time::now(),
+                runner: 1,
+            },
+            remove: false,
+            stop_signal: libc::SIGTERM,
+            plan: None,
+            networks: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn record_is_read_as_it_was_written_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = running("0123456789ab", "web");
+        record.write(directory.path()).unwrap();
+        record.status = Status::Exited {
+            at: Time::now(),
+            status: 137,
+            reason: Some("out of memory".to_owned()),
+        };
+
+        record.write(directory.path()).unwrap();
+
+        assert_eq!(Record::read(directory.path()).unwrap(), record);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn half_a_record_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "{\"id\": \"0123").unwrap();
+
+        let error = Record::read(directory.path()).unwrap_err();
+
+        assert!(error.to_string().contains(FILE), "{error}");
+    }
+
+    #[test]
+    fn endless_record_is_not_read_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        File::create(directory.path().join(FILE))
+            .unwrap()
+            .set_len(LIMIT + 1)
+            .unwrap();
+
+        let error = Record::read(directory.path()).unwrap_err();
+
+        assert!(error.to_string().ends_with("is too long"), "{error}");
+    }
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a container puts out: on its way to whoever started it ([`copy`]), and into its log ([`log`]), where it is
+//! found again ([`entries`]).
+
+mod copy;
+mod entries;
+mod log;
+
+pub use copy::{Output, Sink, start_input};
+pub use entries::{Entry, Logged};
+pub use log::{Log, Stream};

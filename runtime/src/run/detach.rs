@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A run in the background: a process of its own, of which whoever started it hears until its container runs.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::container::Id;
+
+/// The background's word that its container runs.
+pub struct Ready(File);
+
+impl Ready {
+    /// Says so, and leaves whoever started this process, with its terminal and its streams.
+    pub fn tell(mut self, id: &Id) -> Result<()> {
+        writeln!(self.0, "{id}").context("cannot tell that the container runs")?;
+        // A process that was forked leads no group, so it can lead a session.
+        rustix::process::setsid().context("cannot leave the terminal")?;
+        std::env::set_current_dir("/").context("cannot leave the directory")?;
+        let nothing = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .context("cannot open /dev/null")?;
+        for stream in [
+            rustix::stdio::dup2_stdin,
+            rustix::stdio::dup2_stdout,
+            rustix::stdio::dup2_stderr,
+        ] {
+            stream(nothing.as_fd()).context("cannot leave the standard streams")?;
+        }
+        Ok(())
+    }
+}
+
+/// Does `work` in a process of its own. Here, the id of its container is printed once that runs; until then its
+/// failure is this process's.
+///
+/// To be called while the process has one thread: it forks.
+pub fn in_background(work: impl FnOnce(Ready) -> Result<u8>) -> Result<u8> {
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    // SAFETY: the process has one thread (the caller's promise), so the child may do whatever the parent may.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()).context("cannot fork a process for the background"),
+        0 => {
+            drop(read);
+            work(Ready(File::from(write)))
+        }
+        process => {
+            drop(write);
+            wait(
+                read,
+                Pid::from_raw(process).context("fork gave no process id")?,
+            )
+        }
+    }
+}
+
+fn wait(read: OwnedFd, process: Pid) -> Result<u8> {
+    let mut id = String::new();
+    File::from(read)
+        .read_to_string(&mut id)
+        .context("cannot hear of the background")?;
+    if !id.is_empty() {
+        // A caller that hung up does not want to know.
+        let _ = io::stdout().write_all(id.as_bytes());
+        return Ok(0);
+    }
+    // It has said why itself.
+    let ended = waitpid(Some(process), WaitOptions::empty())
+        .context("cannot wait for the background")?
+        .and_then(|(_, status)| status.exit_status());
+    Ok(ended
+        .and_then(|status| u8::try_from(status).ok())
+        .unwrap_or(crate::EXIT_FAILURE))
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A container's life, from its start to its end: one loop that waits for the guest, for signals, and for what other
+//! `coracle` processes ask, and is woken by nothing else.
+
+mod exec;
+mod session;
+mod usage;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, anyhow};
+use coracle_agent_api::messages::{
+    ResizeTerminalRequest, SignalProcessRequest, WaitProcessRequest,
+};
+use coracle_agent_api::{Call, CallError, Pending};
+use coracle_oci::plan::SandboxPlan;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use self::session::{Session, Step};
+use super::guest::{CONTAINER, Guest, failure};
+use super::listeners::{Shape, StreamListeners, StreamPorts};
+use super::machine::Machine;
+use super::signals::Forwarding;
+use crate::control::{Listener, Size};
+use crate::printable::printable;
+use crate::terminal;
+
+/// How long after the guest's end, or the container's, an answer may still be on its way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Calls that an agent may leave unanswered before the user's signals are sent no more.
+const UNANSWERED: usize = 64;
+/// Connections of other processes at a time.
+const SESSIONS: usize = 256;
+
+/// How a container came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its command ended.
+    Exited {
+        /// With this status.
+        status: u8,
+        /// The kernel had killed a process for want of memory.
+        out_of_memory: bool,
+    },
+    /// Somebody had the machine's power cut.
+    CutOff,
+}
+
+/// What a container's life needs.
+pub struct Supervisor<'s> {
+    guest: Guest<'s>,
+    machine: &'s Machine,
+    plan: &'s SandboxPlan,
+    /// Directory of the guest's vsock sockets.
+    vsock: &'s Path,
+    signals: Forwarding,
+    /// What was asked of the agent for the user, whose answers say no more than that it was done.
+    sent: Vec<Sent>,
+    /// Processes there have been, the container's first included.
+    processes: u32,
+}
+
+/// Something that was asked of the agent.
+enum Sent {
+    Signal(i32, Pending<SignalProcessRequest>),
+    Resize(Pending<ResizeTerminalRequest>),
+}
+
+impl<'s> Supervisor<'s> {
+    pub fn new(
+        guest: Guest<'s>,
+        machine: &'s Machine,
+        plan: &'s SandboxPlan,
+        vsock: &'s Path,
+        signals: Forwarding,
+    ) -> Self {
+        Self {
+            guest,
+            machine,
+            plan,
+            vsock,
+            signals,
+            sent: Vec::new(),
+            processes: 1,
+        }
+    }
+
+    /// Stays until the container has ended, however long that takes.
+    pub fn run(mut self, listener: &Listener) -> Result<End> {
+        let first = self.send(&WaitProcessRequest {
+            container_id: CONTAINER.into(),
+            ..Default::default()
+        })?;
+        let mut sessions: Vec<Session> = Vec::new();
+        let mut deadline: Option<Instant> = None;
+        let mut end = None;
+        loop {
+            let answered = self.guest.agent.answered();
+            if end.is_none() {
+                end = self.take(&first)?.map(|answer| {
+                    let status = answer.exit_status;
+                    u8::try_from(status)
+                        .map(|status| End::Exited {
+                            status,
+                            out_of_memory: answer.oom_killed,
+                        })
+                        .with_context(|| format!("{status} is no exit status"))
+                });
+            }
+            self.report_answered();
+            self.hand_on_signals();
+            let mut cut_off = false;
+            sessions.retain_mut(|session| match session.step(&mut self) {
+                Step::Stay => true,
+                Step::Leave => false,
+                Step::CutOff => {
+                    cut_off = true;
+                    false
+                }
+            });
+            if cut_off {
+                return Ok(End::CutOff);
+            }
+            // An answer that came while another was looked for does not show on the descriptor.
+            if self.guest.agent.answered() != answered {
+                continue;
+            }
+            // Whoever executes a command in the container is told how that ended, too.
+            if end.is_some() {
+                if !sessions.iter().any(Session::awaits_exit) {
+                    break;
+                }
+                deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            }
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break;
+            }
+            if self.wait_for_news(listener, &sessions, left)? {
+                deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            }
+            while sessions.len() < SESSIONS
+                && let Some(connection) = listener.accept()
+            {
+                sessions.push(Session::new(connection));
+            }
+        }
+        end.unwrap_or_else(|| Err(anyhow!("the guest ended before its container had")))
+    }
+
+    /// Waits for an answer, a signal, a request, or the guest's end; says whether that has come. After it, `left` is
+    /// the time for last words.
+    fn wait_for_news(
+        &self,
+        listener: &Listener,
+        sessions: &[Session],
+        left: Option<Duration>,
+    ) -> Result<bool> {
+        let mut descriptors = vec![
+            PollFd::from_borrowed_fd(self.guest.agent.as_fd(), self.guest.agent.interest()),
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+        ];
+        let ends = [self.guest.gone, self.guest.alive.as_fd()];
+        if left.is_none() {
+            descriptors.extend(ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN)));
+        }
+        if sessions.len() < SESSIONS {
+            descriptors.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
+        }
+        let connections = sessions.iter().filter_map(Session::descriptor);
+        descriptors.extend(connections.map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN)));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut descriptors, timeout.as_ref()) {
+            Ok(_) if left.is_none() => Ok(descriptors[2..4]
+                .iter()
+                .any(|end| !end.revents().is_empty())),
+            Ok(_) | Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error).context("cannot wait for the guest"),
+        }
+    }
+
+    /// Sends the container the signals that have come for it, and its terminal the new size of ours.
+    fn hand_on_signals(&mut self) {
+        while let Some(signal) = self.signals.pending() {
+            if self.sent.len() == UNANSWERED {
+                report(signal, &anyhow!("the guest's agent does not answer"));
+                continue;
+            }
+            if signal == libc::SIGWINCH {
+                let size = terminal::our_size();
+                let resized = size.map(|size| self.send(&resize_request("", size)));
+                self.sent
+                    .extend(resized.and_then(Result::ok).map(Sent::Resize));
+                continue;
+            }
+            match self.send(&signal_request("", signal)) {
+                Ok(call) => self.sent.push(Sent::Signal(signal, call)),
+                Err(error) => report(signal, &error),
+            }
+        }
+    }
+
+    /// Forgets what was done for the user, and says which signals could not be delivered.
+    fn report_answered(&mut self) {
+        let agent = &mut self.guest.agent;
+        self.sent.retain(|sent| match sent {
+            Sent::Signal(signal, call) => match agent.take(call) {
+                Ok(answer) => answer.is_none(),
+                Err(error) => {
+                    report(*signal, &failure(error));
+                    false
+                }
+            },
+            // A terminal that cannot be resized has ended.
+            Sent::Resize(call) => matches!(agent.take(call), Ok(None)),
+        });
+    }
+
+    fn send<C: Call>(&mut self, request: &C) -> Result<Pending<C>> {
+        self.guest.agent.send(request).map_err(failure)
+    }
+
+    fn take<C: Call>(&mut self, call: &Pending<C>) -> Result<Option<C::Response>> {
+        self.guest.agent.take(call).map_err(failure)
+    }
+
+    /// As [`Self::take`], with the agent's own reason for a refusal.
+    fn try_take<C: Call>(&mut self, call: &Pending<C>) -> Result<Option<C::Response>, CallError> {
+        self.guest.agent.take(call)
+    }
+
+    /// Ports for one more process, and a number for it.
+    fn listen(&mut self, shape: Shape) -> Result<(u32, StreamPorts, StreamListeners)> {
+        let number = self.processes;
+        self.processes = number
+            .checked_add(1)
+            .context("a container can execute no more commands")?;
+        let ports = StreamPorts::of_process(number, shape);
+        Ok((number, ports, StreamListeners::bind(self.vsock, ports)?))
+    }
+}
+
+/// What a signal to a process is.
+fn signal_request(exec: &str, signal: i32) -> SignalProcessRequest {
+    SignalProcessRequest {
+        container_id: CONTAINER.into(),
+        exec_id: exec.into(),
+        signal: signal.unsigned_abs(),
+        ..Default::default()
+    }
+}
+
+/// What a new size of a process's terminal is.
+fn resize_request(exec: &str, size: Size) -> ResizeTerminalRequest {
+    ResizeTerminalRequest {
+        container_id: CONTAINER.into(),
+        exec_id: exec.into(),
+        columns: size.columns.into(),
+        rows: size.rows.into(),
+        ..Default::default()
+    }
+}
+
+fn report(signal: i32, error: &Error) {
+    let reason = printable(&format!("{error:#}"));
+    eprintln!("coracle: cannot send signal {signal} to the container: {reason}");
+}
+
+/// What a session's descriptor is, for the loop's wait.
+type Descriptor<'d> = BorrowedFd<'d>;

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `coracle cp` and the files of a container that has ended: the real program, on what a run leaves behind. What it
+//! takes is root and overlayfs in memory; where one is missing, the tests are counted as ignored.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output, Stdio};
+
+use coracle_oci::image::ImageConfig;
+use coracle_oci::plan::{Places, Request, SandboxPlan, VmShape};
+use coracle_oci::spec::Overrides;
+use coracle_oci::user::User;
+use libtest_mimic::{Arguments, Trial};
+use serde_json::json;
+use tempfile::TempDir;
+
+const TESTS: &[(&str, fn())] = &[
+    ("both_layers_are_read", both_layers_are_read),
+    (
+        "what_was_removed_is_not_there",
+        what_was_removed_is_not_there,
+    ),
+    (
+        "what_is_written_is_the_containers",
+        what_is_written_is_the_containers,
+    ),
+    (
+        "volumes_are_where_the_container_sees_them",
+        volumes_are_where_the_container_sees_them,
+    ),
+    (
+        "volume_that_is_only_read_is_not_written",
+        volume_that_is_only_read_is_not_written,
+    ),
+    ("archive_goes_out_and_in", archive_goes_out_and_in),
+    ("unknown_container_is_said", unknown_container_is_said),
+];
+
+fn main() -> ExitCode {
+    let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let can_mount = rustix::process::geteuid().is_root() && file_systems.contains("overlay");
+    if !can_mount {
+        eprintln!("ignored without root and overlayfs");
+    }
+    let trials = TESTS
+        .iter()
+        .map(|&(name, test)| {
+            Trial::test(name, move || {
+                test();
+                Ok(())
+            })
+            .with_ignored_flag(!can_mount)
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// A host with a container that has ended. Its image has /etc/one and /etc/two; it wrote /etc/new and removed /etc/two.
+struct Host {
+    // In memory: what tests run on may be an overlay itself, which cannot be written through another.
+    directory: TempDir,
+}
+
+const CONTAINER: &str = "root/containers/0123456789ab";
+
+impl Host {
+    fn new() -> Self {
+        let host = Self {
+            directory: tempfile::tempdir_in("/dev/shm").unwrap(),
+        };
+        for directory in ["image/etc", "image/data", "image/readonly", "volume", "out"] {
+            fs::create_dir_all(host.path(directory)).unwrap();
+        }
+        fs::create_dir_all(host.path(CONTAINER).join("upper/etc")).unwrap();
+        fs::write(host.path("image/etc/one"), "one").unwrap();
+        fs::write(host.path("image/etc/two"), "two").unwrap();
+        symlink("/data", host.path("image/link")).unwrap();
+        fs::write(host.path("volume/file"), "volume").unwrap();
+        let upper = host.path(CONTAINER).join("upper/etc");
+        fs::write(upper.join("new"), "new").unwrap();
+        let whiteout = rustix::fs::FileType::CharacterDevice;
+        let mode = rustix::fs::Mode::empty();
+        rustix::fs::mknodat(rustix::fs::CWD, upper.join("two"), whiteout, mode, 0).unwrap();
+        let record = json!({
+            "id": "0123456789ab",
+            "name": "web",
+            "image": "one",
+            "tree": host.path("image"),
+            "created": "2026-01-01T00:00:00Z",
+            "status": {"is": "exited", "at": "2026-01-01T00:00:00Z", "status": 0},
+            "remove": false,
+            "stop_signal": 15,
+            "plan": host.plan(),
+        });
+        fs::write(host.path(CONTAINER).join("record.json"), record.to_string()).unwrap();
+        host
+    }
+
+    fn plan(&self) -> SandboxPlan {
+        let volume = self.path("volume");
+        let volume = |rest: &str| format!("{}:{rest}", volume.display()).parse().unwrap();
+        let own = self.path(CONTAINER);
+        SandboxPlan::new(Request {
+            id: "0123456789ab",
+            vm: VmShape {
+                vcpus: 1,
+                memory_mib: 256,
+            },
+            config: &ImageConfig::default(),
+            overrides: &Overrides {
+                command: vec!["true".into()],
+                ..Overrides::default()
+            },
+            user: &User::default(),
+            volumes: &[volume("/data"), volume("/readonly:ro")],
+            disks: &[],
+            places: Places {
+                lower: &self.path("image"),
+                upper: &own.join("upper"),
+                work: &own.join("work"),
+                share: Path::new("/nothing"),
+                guest_share: Path::new("/run/share"),
+            },
+        })
+        .unwrap()
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coracle"));
+        command
+            .arg("cp")
+            .args(words)
+            .current_dir(self.path("out"))
+            .env("CORACLE_ROOT", self.path("root"))
+            .env("CORACLE_STATE", self.path("state"))
+            .env_remove("CORACLE_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn copy(&self, words: &[&str]) {
+        succeeded(&self.command(words).output().unwrap());
+    }
+
+    /// Why it fails.
+    fn refused(&self, words: &[&str]) -> String {
+        let output = self.command(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn succeeded(output: &Output) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+}
+
+fn text(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+fn both_layers_are_read() {
+    let host = Host::new();
+
+    host.copy(&["web:/etc", "."]);
+
+    assert_eq!(text(host.path("out/etc/one")), "one");
+    assert_eq!(text(host.path("out/etc/new")), "new");
+}
+
+fn what_was_removed_is_not_there() {
+    let host = Host::new();
+
+    let error = host.refused(&["web:/etc/two", "."]);
+
+    assert_eq!(error, "coracle: there is no /etc/two\n");
+}
+
+fn what_is_written_is_the_containers() {
+    let host = Host::new();
+    fs::write(host.path("out/one"), "written").unwrap();
+
+    host.copy(&["one", "web:/etc/"]);
+
+    let container = host.path(CONTAINER);
+    assert_eq!(text(container.join("upper/etc/one")), "written");
+    assert_eq!(text(host.path("image/etc/one")), "one");
+    assert!(!container.join("work").exists());
+    host.copy(&["web:/etc/one", "read"]);
+    assert_eq!(text(host.path("out/read")), "written");
+}
+
+fn volumes_are_where_the_container_sees_them() {
+    let host = Host::new();
+    fs::write(host.path("out/more"), "more").unwrap();
+
+    // By a link of the image, whose target has the volume.
+    host.copy(&["web:/link/file", "."]);
+    host.copy(&["more", "web:/link/"]);
+
+    assert_eq!(text(host.path("out/file")), "volume");
+    assert_eq!(text(host.path("volume/more")), "more");
+}
+
+fn volume_that_is_only_read_is_not_written() {
+    let host = Host::new();
+    fs::write(host.path("out/more"), "more").unwrap();
+
+    host.copy(&["web:/readonly/file", "."]);
+    let error = host.refused(&["more", "web:/readonly"]);
+
+    assert!(error.contains("Read-only file system"), "{error}");
+    assert!(!host.path("volume/more").exists());
+}
+
+fn archive_goes_out_and_in() {
+    let host = Host::new();
+
+    let archive = host.command(&["web:/etc", "-"]).output().unwrap();
+    succeeded(&archive);
+    let mut child = host
+        .command(&["-", "web:/data"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&archive.stdout)
+        .unwrap();
+
+    assert!(child.wait().unwrap().success());
+    assert_eq!(text(host.path("volume/etc/one")), "one");
+    assert_eq!(text(host.path("volume/etc/new")), "new");
+}
+
+fn unknown_container_is_said() {
+    let host = Host::new();
+
+    let error = host.refused(&["nobody:/etc", "."]);
+
+    assert!(error.contains("there is no container 'nobody'"), "{error}");
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Containers on networks. Each test has a host of its own in a network namespace, with an outside.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use coracle_tests::{Container, Host, Image};
+use rstest::rstest;
+
+static NETS: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace that is the host's, and one that is the world outside, at 192.0.2.1 and 2001:db8::1.
+struct World {
+    host: String,
+    outside: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let number = NETS.fetch_add(1, Ordering::Relaxed);
+        let name = |side| format!("{side}{}-{number}", std::process::id());
+        let world = Self {
+            host: name("host"),
+            outside: name("out"),
+        };
+        let (host, outside) = (&world.host, &world.outside);
+        sh("modprobe -a tun veth bridge nf_tables 2>/dev/null; true");
+        sh(&format!(
+            "ip netns add {host} && ip netns add {outside} &&
+             ip -n {host} link set lo up && ip -n {outside} link set lo up &&
+             ip -n {host} link add up0 type veth peer name up0 netns {outside} &&
+             ip -n {host} addr add 192.0.2.2/24 dev up0 && ip -n {outside} addr add 192.0.2.1/24 dev up0 &&
+             ip -n {host} addr add 2001:db8::2/64 dev up0 nodad && ip -n {outside} addr add 2001:db8::1/64 dev up0 nodad &&
+             ip -n {host} link set up0 up && ip -n {outside} link set up0 up &&
+             ip -n {host} route add default via 192.0.2.1 && ip -n {host} route add default via 2001:db8::1"
+        ));
+        world
+    }
+
+    /// Has a container started on this host.
+    fn container<'h>(&self, host: &'h Host) -> Container<'h> {
+        host.container(Image::BUSYBOX)
+            .under(["ip", "netns", "exec", &self.host])
+    }
+
+    /// Runs `coracle` on this host.
+    fn coracle(&self, host: &Host, words: &[&str]) -> coracle_tests::Finished {
+        host.run_under(["ip", "netns", "exec", &self.host], words)
+    }
+
+    fn on_the_host(&self, script: &str) -> String {
+        sh(&format!("ip netns exec {} sh -c '{script}'", self.host))
+    }
+
+    fn outside(&self, script: &str) -> String {
+        sh(&format!("ip netns exec {} sh -c '{script}'", self.outside))
+    }
+
+    /// Serves `text` to whoever connects from now on, outside.
+    fn serve_outside(&self, address: &str, port: u16, text: &str) -> Server {
+        Server::start(&self.outside, address, port, text)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        sh(&format!("ip netns del {}; ip netns del {}", self.host, self.outside));
+    }
+}
+
+/// A server that ends with the test.
+struct Server(std::process::Child);
+
+impl Server {
+    fn start(namespace: &str, address: &str, port: u16, text: &str) -> Self {
+        let listen = match address.contains(':') {
+            true => format!("TCP6-LISTEN:{port},bind=[{address}],fork,reuseaddr"),
+            false => format!("TCP4-LISTEN:{port},bind={address},fork,reuseaddr"),
+        };
+        let child = Command::new("ip")
+            .args(["netns", "exec", namespace, "socat", &listen, &format!("SYSTEM:echo {text} $SOCAT_PEERADDR")])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("socat can be executed");
+        for _ in 0..100 {
+            let listening = sh(&format!("ip netns exec {namespace} ss -Hltn sport = :{port} | wc -l"));
+            if listening.trim() != "0" {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-c", script]).output().expect("there is a shell");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[rstest]
+#[case::ipv4("192.0.2.1", "192.0.2.2")]
+#[case::ipv6("2001:db8::1", "2001:0db8:0000:0000:0000:0000:0000:0002")]
+fn container_reaches_the_outside_as_its_host(#[case] address: &str, #[case] seen_as: &str) {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    let _server = world.serve_outside(address, 8000, "hello");
+
+    let run = world
+        .container(&host)
+        .network("host-nat")
+        .shell(&format!("nc {address} 8000 </dev/null"))
+        .finish();
+
+    let text = run.text();
+    assert!(text.starts_with("hello") && text.contains(seen_as), "{text} {}", run.stderr);
+    host.assert_clean();
+    assert_eq!(world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"), "0");
+    assert_eq!(world.on_the_host("nft list ruleset"), "");
+}
+
+#[test]
+fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world
+        .container(&host)
+        .detached()
+        .option("--name", "web")
+        .network("host-nat")
+        .option("--publish", "8080:80")
+        .shell("while :; do echo inside | nc -l -p 80; done")
+        .expect(0);
+
+    let outside = world.outside("until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done");
+    let loopback = world.on_the_host("until timeout 2 nc 127.0.0.1 8080 </dev/null | grep inside; do sleep 0.2; done");
+    let list = world.coracle(&host, &["ps"]).expect(0).text();
+    let again = world
+        .container(&host)
+        .network("host-nat")
+        .option("--publish", "8080:80")
+        .command(["true"])
+        .finish();
+
+    assert_eq!((outside.as_str(), loopback.as_str()), ("inside", "inside"));
+    assert!(list.contains("8080"), "{list}");
+    again.expect(125).says("8080");
+    world.coracle(&host, &["rm", "-f", "web"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
+fn containers_have_names_addresses_and_name_servers() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+
+    let run = world
+        .container(&host)
+        .network("host-nat")
+        .option("--hostname", "me")
+        .option("--dns", "192.0.2.53")
+        .option("--dns-search", "example.org")
+        .shell("hostname; grep me$ /etc/hosts | wc -l; cat /etc/resolv.conf; ip -4 -o addr show eth0 | wc -l; ip -6 -o addr show eth0 scope global | wc -l; ip route | grep -c ^default")
+        .expect(0);
+
+    assert_eq!(
+        run.text(),
+        "me\n2\nnameserver 192.0.2.53\nsearch example.org\n1\n1\n1"
+    );
+}
+
+#[test]
+fn without_a_network_there_is_the_loopback_alone() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+
+    let run = world
+        .container(&host)
+        .network("none")
+        .shell("ls /sys/class/net; ip route | wc -l; ping -c1 127.0.0.1 >/dev/null && echo loopback")
+        .expect(0);
+
+    assert_eq!(run.text(), "lo\n0\nloopback");
+}
+
+#[test]
+fn container_joins_a_bridge_with_the_address_that_it_is_given() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world.on_the_host("ip link add br0 type bridge && ip addr add 198.51.100.1/24 dev br0 && ip link set br0 up");
+
+    let run = world
+        .container(&host)
+        .network("bridge:br0")
+        .option("--ip", "198.51.100.7/24")
+        .option("--gateway", "198.51.100.1")
+        .shell("ping -c1 -W5 198.51.100.1 >/dev/null && ip route get 192.0.2.1 | head -n1")
+        .expect(0);
+
+    assert!(run.text().contains("via 198.51.100.1"), "{}", run.text());
+    host.assert_clean();
+    assert_eq!(world.on_the_host("ls /sys/class/net/br0/brif | wc -l"), "0");
+}
+
+#[test]
+fn container_takes_a_tap_that_is_there_and_leaves_it_there() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world.on_the_host("ip tuntap add mine mode tap vnet_hdr && ip addr add 198.51.100.1/24 dev mine && ip link set mine up");
+
+    world
+        .container(&host)
+        .network("tap:mine")
+        .option("--ip", "198.51.100.7/24")
+        .shell("ping -c1 -W5 198.51.100.1 >/dev/null")
+        .expect(0);
+
+    assert_eq!(world.on_the_host("ip -br link show mine | wc -l"), "1");
+    host.assert_clean();
+}
+
+#[test]
+fn container_joins_what_cni_plugins_make() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    let configurations = host.folder("net.d");
+    std::fs::write(
+        configurations.join("mine.conflist"),
+        r#"{"cniVersion": "0.4.0", "name": "mine", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
+            "ipMasq": false, "ipam": {"type": "host-local", "dataDir": "DATA", "ranges": [[{"subnet": "198.51.100.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}]}}]}"#
+            .replace("DATA", &host.folder("ipam").display().to_string()),
+    )
+    .unwrap();
+    let config = host.file(
+        "config.toml",
+        format!("[network]\ncni_configurations = [{:?}]\n", configurations.display().to_string()),
+    );
+
+    let run = world
+        .container(&host)
+        .variable("CORACLE_CONFIG", &config)
+        .network("mine")
+        .shell("ip -4 -o addr show eth0; ping -c1 -W5 198.51.100.1 >/dev/null && echo reached")
+        .finish();
+
+    assert!(run.text().contains("198.51.100.") && run.text().ends_with("reached"), "{} {}", run.text(), run.stderr);
+    host.assert_clean();
+    assert_eq!(world.on_the_host("ls /sys/class/net/cni0/brif | wc -l"), "0");
+}
+
+#[rstest]
+#[case::unknown("nosuch", "nosuch")]
+#[case::no_bridge("bridge:nosuch", "nosuch")]
+#[case::no_tap("tap:nosuch", "nosuch")]
+#[case::kind("vlan:7", "vlan")]
+fn network_that_is_not_there_is_refused(#[case] network: &str, #[case] says: &str) {
+    let (host, world) = (Host::with_shared_images(), World::new());
+
+    world
+        .container(&host)
+        .network(network)
+        .command(["true"])
+        .expect(125)
+        .says(says);
+
+    host.assert_clean();
+}
+
+#[test]
+fn killed_run_leaves_nothing_of_its_network() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world
+        .container(&host)
+        .detached()
+        .option("--name", "web")
+        .network("host-nat")
+        .option("--publish", "8080:80")
+        .command(["sleep", "1000"])
+        .expect(0);
+    let runner = host.run(&["inspect", "web"]).expect(0).text();
+    let runner: serde_json::Value = serde_json::from_str(&runner).unwrap();
+    let runner = runner[0]["status"]["runner"].as_i64().unwrap();
+
+    coracle_tests::tools::kill(i32::try_from(runner).unwrap());
+
+    host.await_status("web", "lost");
+    world.coracle(&host, &["rm", "web"]).expect(0);
+    host.assert_clean();
+    assert_eq!(world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"), "0");
+    assert_eq!(world.on_the_host("nft list ruleset"), "");
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Terminals: of a container, and of a command that is executed in one.
+
+use coracle_tests::{Host, Image, Terminal};
+use rstest::rstest;
+
+#[rstest]
+fn shell_on_a_terminal_is_used_as_one(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
+    let host = Host::with_shared_images();
+    let terminal = Terminal::new(100, 40);
+    let run = host.container(image).terminal(&terminal).command(["sh"]).start();
+
+    terminal.type_in("stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2 && echo all-three\n");
+
+    terminal.await_text("\n40 100\r\n");
+    terminal.await_text("xterm\r\n");
+    terminal.await_text("\nall-three\r\n");
+    assert!(!terminal.is_cooked(), "keys go to the container as they are");
+    terminal.resize(132, 50);
+    terminal.type_in("sleep 0.5; stty size\n");
+    terminal.await_text("\n50 132\r\n");
+    terminal.type_in("exit 5\n");
+    run.finish().expect(5);
+    assert!(terminal.is_cooked(), "the terminal is as it was");
+    host.assert_clean();
+}
+
+#[test]
+fn interrupt_key_is_the_containers() {
+    let host = Host::with_shared_images();
+    let terminal = Terminal::default();
+    let run = host
+        .container(Image::BUSYBOX)
+        .terminal(&terminal)
+        .shell("trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.1; done")
+        .start();
+    terminal.await_text("ready");
+
+    terminal.type_in("\x03");
+
+    terminal.await_text("caught");
+    run.finish().expect(4);
+    assert!(terminal.is_cooked());
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::killed(libc::SIGKILL, 137)]
+fn terminal_of_a_run_that_is_killed_is_given_back(#[case] signal: i32, #[case] status: i32) {
+    let host = Host::with_shared_images();
+    let terminal = Terminal::default();
+    let run = host
+        .container(Image::BUSYBOX)
+        .terminal(&terminal)
+        .shell("echo ready; sleep 1000")
+        .start();
+    terminal.await_text("ready");
+
+    run.signal(signal);
+
+    run.finish().expect(status);
+    host.assert_clean();
+    assert!(terminal.is_cooked());
+}
+
+#[test]
+fn end_of_file_key_ends_what_reads() {
+    let host = Host::with_shared_images();
+    let terminal = Terminal::default();
+    let run = host.container(Image::BUSYBOX).terminal(&terminal).command(["cat"]).start();
+    terminal.type_in("line\n");
+    terminal.await_text("line\r\nline\r\n");
+
+    terminal.type_in("\x04");
+
+    run.finish().expect(0);
+}
+
+#[test]
+fn executed_command_has_a_terminal_of_its_own() {
+    let host = Host::with_shared_images();
+    host.container(Image::BUSYBOX)
+        .detached()
+        .option("--name", "c")
+        .command(["sleep", "1000"])
+        .expect(0);
+    let terminal = Terminal::new(90, 30);
+    let run = host.start_on_terminal(&["exec", "-it", "c", "sh"], &terminal);
+
+    terminal.type_in("stty size; tty\n");
+
+    terminal.await_text("\n30 90\r\n");
+    terminal.await_text("/dev/pts/");
+    terminal.resize(70, 20);
+    terminal.type_in("sleep 0.5; stty size\n");
+    terminal.await_text("\n20 70\r\n");
+    terminal.type_in("exit 6\n");
+    run.finish().expect(6);
+    assert!(terminal.is_cooked());
+    host.run(&["rm", "-f", "c"]).expect(0);
+    host.assert_clean();
+}
+
+#[rstest]
+#[case::run(&["run", "-it", "--network=none"])]
+#[case::exec(&["exec", "-it"])]
+fn terminal_is_not_made_of_what_is_none(#[case] words: &[&str]) {
+    let host = Host::new();
+    let words = [words, &["something", "true"]].concat();
+
+    host.run(&words).expect(125).says_once(&["standard input is no terminal", "leave out -t"]);
+    host.assert_clean();
+}
+
+#[test]
+fn output_of_a_terminal_can_be_a_file() {
+    let host = Host::with_shared_images();
+
+    let run = host
+        .container(Image::BUSYBOX)
+        .flag("-t")
+        .shell("test -t 1 && echo terminal")
+        .expect(0);
+
+    assert_eq!(run.text(), "terminal");
+}
