@@ -24,10 +24,10 @@ PROFILE ?= lab
 PREFIX ?= /usr
 DESTDIR ?=
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-export PREFIX DESTDIR SOURCE_DATE_EPOCH
 
 CARGO_FUZZ_VERSION := 0.13.2
 TARPAULIN_VERSION := 0.37.5
+SEMVER_CHECKS_VERSION := 0.51.0
 
 LAB := $(TARGET)/lab/lab
 GUEST_TOOL := $(TARGET)/lab/coracle-guest
@@ -38,7 +38,10 @@ AGENT := $(TARGET)/$(TRIPLE)/agent/coracle-agent
 HOSTILE := $(TARGET)/$(TRIPLE)/agent/hostile-agent
 # Man pages and completions, laid out as /usr/share.
 SHARE := $(TARGET)/share
+EXAMPLE := $(TARGET)/$(TRIPLE)/release/shell-vmm
+# What is installed and packed, and where it goes.
 BUILT := CORACLE=$(CORACLE) GUEST=$(GUEST) SHARE=$(SHARE)
+PLACE := PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)
 
 # What runs virtual machines finds its parts by these variables: here, or handed into the lab.
 HERE := CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
@@ -86,7 +89,7 @@ guest: programs runtime ## Build the guest's kernel and initial file system
 man: deps ## Write the man pages and shell completions
 	@$(STATIC) --profile $(PROFILE) -p coracle-packaging
 	@rm -rf $(SHARE)
-	@$(TARGET)/$(TRIPLE)/$(PROFILE)/coracle-packaging $(SHARE)
+	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(TARGET)/$(TRIPLE)/$(PROFILE)/coracle-packaging $(SHARE)
 
 # Built optimised, whatever tests are run with.
 .PHONY: install
@@ -96,11 +99,11 @@ install: ## Build everything and install it (PREFIX=/usr DESTDIR=)
 
 .PHONY: install-only
 install-only:
-	@$(BUILT) packaging/install.sh install
+	@$(BUILT) $(PLACE) packaging/install.sh install
 
 .PHONY: uninstall
 uninstall: ## Remove what `make install` has installed
-	@packaging/install.sh uninstall
+	@$(PLACE) packaging/install.sh uninstall
 
 .PHONY: deb
 deb: ## Build everything and make a Debian package of it
@@ -109,7 +112,43 @@ deb: ## Build everything and make a Debian package of it
 
 .PHONY: deb-only
 deb-only:
-	@$(BUILT) packaging/deb/build.sh $(TARGET)/deb
+	@rm -rf $(TARGET)/deb
+	@$(BUILT) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) packaging/deb/build.sh $(TARGET)/deb
+
+# Of what tests run: they need no optimised build.
+.PHONY: test-deb
+test-deb: guest man ## Install the package in a Debian of its own, use it, remove it
+	@lab/deps.sh lintian
+	@$(MAKE) deb-only
+	@packaging/deb/test.sh $(TARGET)/deb/coracle_*.deb $(LAB)
+
+.PHONY: test-packaging
+test-packaging: man ## Check man pages, completions and the installation
+	@lab/deps.sh man-db mandoc zsh fish
+	@packaging/lint.sh $(SHARE)
+	@packaging/test-install.sh
+
+# The crates that are published, as they would be. Where a package is built, the others are its dependencies.
+PUBLISHED := --workspace $(addprefix --exclude coracle-,benches lab packaging tests)
+
+.PHONY: package
+package: deps ## Make the crates' packages, and build each from its own
+	@rm -rf $(TARGET)/package
+	CARGO_TARGET_DIR=$(TARGET) cargo package $(PUBLISHED) --allow-dirty
+
+# What a version promises, against the revision named in packaging/semver-baseline.
+.PHONY: semver
+semver: deps ## Check that no crate breaks what its version promises
+	@cargo semver-checks --version 2>/dev/null | grep -qw $(SEMVER_CHECKS_VERSION) || \
+		cargo install -q --locked cargo-semver-checks --version $(SEMVER_CHECKS_VERSION)
+	@packaging/semver.sh
+
+.PHONY: example
+example: deps ## Build the example VMM from the crates' packages alone
+	@rm -rf $(TARGET)/package
+	@cargo package $(PUBLISHED) --allow-dirty --no-verify --quiet
+	@RUSTFLAGS="-C target-feature=+crt-static" \
+		examples/shell-vmm/build.sh $(TARGET) --target $(TRIPLE) --release --locked
 
 .PHONY: images
 images: programs ## Make the test images
@@ -138,6 +177,7 @@ test: deps ## Check format and lints, run unit, property, doc and end-to-end tes
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) doc
+	$(MAKE) test-packaging
 	$(MAKE) e2e
 	@echo
 	@echo "all tests, by program:"
@@ -145,8 +185,11 @@ test: deps ## Check format and lints, run unit, property, doc and end-to-end tes
 	@lab/sum-tests.sh $(TARGET)/test-*.log
 
 .PHONY: test-all
-test-all: ## Run all of `test`, then check coverage and fuzz each parser for 20 seconds
+test-all: ## Run all of `test`, then check packages, versions and coverage, and fuzz each parser for 20 seconds
 	$(MAKE) test
+	$(MAKE) package
+	$(MAKE) test-deb
+	$(MAKE) semver
 	$(MAKE) coverage
 	$(MAKE) fuzz T=20
 
@@ -157,6 +200,7 @@ lint: deps ## Check format and lints
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --features coracle-tests/vm -- -D warnings
 	cargo clippy --manifest-path fuzz/Cargo.toml -- -D warnings
+	cargo fmt --manifest-path examples/shell-vmm/Cargo.toml --check
 
 .PHONY: unit
 unit: deps ## Run unit, property and doc tests
@@ -169,17 +213,18 @@ doc: deps ## Build the crates' documentation
 
 # One test at a time in the lab: what emulates it bears one busy virtual machine well, and two not always.
 .PHONY: e2e
-e2e: guest images ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
+e2e: guest images example ## Run end-to-end tests with real virtual machines (TESTS="--test NAME")
 	@$(STATIC) --profile agent -p coracle-tests --bin hostile-agent
 	@place=$$($(LAB) host); \
 	set -- cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS); \
 	if [ "$$place" = direct ]; then \
-		export $(HERE) CORACLE_HOSTILE=$(HOSTILE); \
+		export $(HERE) CORACLE_HOSTILE=$(HOSTILE) CORACLE_EXAMPLE=$(EXAMPLE); \
 		"$$@" 2>&1 | tee $(TARGET)/test-e2e.log; \
 	else \
 		$(LAB) prepare; \
-		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) \
-			--env CORACLE_HOSTILE=/payload/hostile-agent --env RUST_TEST_THREADS=1 \
+		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) --payload $(EXAMPLE) \
+			--env CORACLE_HOSTILE=/payload/hostile-agent --env CORACLE_EXAMPLE=/payload/shell-vmm \
+			--env RUST_TEST_THREADS=1 \
 			--attempts 3 --host-program --"; \
 		lab/repeat-failed.sh $(TARGET)/test-e2e.log "$$@"; \
 	fi

@@ -181,7 +181,10 @@ impl<'a> Container<'a> {
         let interactive = (!matches!(self.input, Input::Nothing)).then_some("-i");
         let networks = match self.networks.as_slice() {
             [] => vec!["--network=none".to_owned()],
-            named => named.iter().map(|name| format!("--network={name}")).collect(),
+            named => named
+                .iter()
+                .map(|name| format!("--network={name}"))
+                .collect(),
         };
         let words = [Some("run"), remove, interactive]
             .into_iter()

@@ -97,7 +97,9 @@ impl Terminal {
 
     /// Whether it does by itself what terminals do: show what is typed, and wait for the end of a line.
     pub fn is_cooked(&self) -> bool {
-        let modes = tcgetattr(&self.far).expect("a terminal has settings").local_modes;
+        let modes = tcgetattr(&self.far)
+            .expect("a terminal has settings")
+            .local_modes;
         modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
     }
 
@@ -110,7 +112,10 @@ impl Terminal {
 
     /// Gathers what appears, for as long as the terminal lives.
     fn watch(&self) {
-        let mut near = self.near.try_clone().expect("a descriptor can be duplicated");
+        let mut near = self
+            .near
+            .try_clone()
+            .expect("a descriptor can be duplicated");
         let seen = Arc::clone(&self.seen);
         thread::spawn(move || {
             let mut piece = [0; 4096];

@@ -198,13 +198,34 @@ fn dump_of_a_guest_is_a_core_that_gdb_reads() {
     host.run(&["dump", "c", &text(&core)]).expect(0);
 
     host.run(&["exec", "c", "true"]).expect(0);
-    host.run(&["dump", "c", &text(&core)]).expect(125).says("core");
-    let registers = tool(&["gdb", "-batch", "-ex", "info registers rip", "-c", &text(&core)]);
+    host.run(&["dump", "c", &text(&core)])
+        .expect(125)
+        .says("core");
+    let registers = tool(&[
+        "gdb",
+        "-batch",
+        "-ex",
+        "info registers rip",
+        "-c",
+        &text(&core),
+    ]);
     assert!(registers.contains("rip  "), "{registers}");
     let kernel = text(&path_from_environment("CORACLE_GUEST").join("vmlinux"));
-    let banner = tool(&["sh", "-c", &format!("strings -n 20 {kernel} 2>/dev/null | grep -m1 '^Linux version' || grep -aom1 'Linux version [^ ]*' {kernel}")]);
+    let banner = tool(&[
+        "sh",
+        "-c",
+        &format!(
+            "strings -n 20 {kernel} 2>/dev/null | grep -m1 '^Linux version' || grep -aom1 'Linux version [^ ]*' {kernel}"
+        ),
+    ]);
     let version = banner.split_whitespace().nth(2).unwrap().to_owned();
-    let found = tool(&["grep", "-c", "-a", &format!("Linux version {version}"), &text(&core)]);
+    let found = tool(&[
+        "grep",
+        "-c",
+        "-a",
+        &format!("Linux version {version}"),
+        &text(&core),
+    ]);
     assert_ne!(found.trim(), "0", "the kernel's banner is in its memory");
     host.run(&["rm", "-f", "c"]).expect(0);
     host.assert_clean();
@@ -222,7 +243,18 @@ fn debugger_stops_a_running_kernel_and_lets_it_go() {
         .expect(0);
 
     let target = format!("target remote {}", text(&socket));
-    let found = tool(&["gdb", "-batch", "-ex", &target, "-ex", "info threads", "-ex", "info registers rip", "-ex", "detach"]);
+    let found = tool(&[
+        "gdb",
+        "-batch",
+        "-ex",
+        &target,
+        "-ex",
+        "info threads",
+        "-ex",
+        "info registers rip",
+        "-ex",
+        "detach",
+    ]);
 
     assert!(found.contains("rip  "), "{found}");
     host.run(&["exec", "c", "true"]).expect(0);

@@ -64,7 +64,10 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        sh(&format!("ip netns del {}; ip netns del {}", self.host, self.outside));
+        sh(&format!(
+            "ip netns del {}; ip netns del {}",
+            self.host, self.outside
+        ));
     }
 }
 
@@ -78,12 +81,21 @@ impl Server {
             false => format!("TCP4-LISTEN:{port},bind={address},fork,reuseaddr"),
         };
         let child = Command::new("ip")
-            .args(["netns", "exec", namespace, "socat", &listen, &format!("SYSTEM:echo {text} $SOCAT_PEERADDR")])
+            .args([
+                "netns",
+                "exec",
+                namespace,
+                "socat",
+                &listen,
+                &format!("SYSTEM:echo {text} $SOCAT_PEERADDR"),
+            ])
             .stdin(Stdio::null())
             .spawn()
             .expect("socat can be executed");
         for _ in 0..100 {
-            let listening = sh(&format!("ip netns exec {namespace} ss -Hltn sport = :{port} | wc -l"));
+            let listening = sh(&format!(
+                "ip netns exec {namespace} ss -Hltn sport = :{port} | wc -l"
+            ));
             if listening.trim() != "0" {
                 break;
             }
@@ -102,7 +114,10 @@ impl Drop for Server {
 
 #[track_caller]
 fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-c", script]).output().expect("there is a shell");
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .output()
+        .expect("there is a shell");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {errors}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -122,9 +137,16 @@ fn container_reaches_the_outside_as_its_host(#[case] address: &str, #[case] seen
         .finish();
 
     let text = run.text();
-    assert!(text.starts_with("hello") && text.contains(seen_as), "{text} {}", run.stderr);
+    assert!(
+        text.starts_with("hello") && text.contains(seen_as),
+        "{text} {}",
+        run.stderr
+    );
     host.assert_clean();
-    assert_eq!(world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"), "0");
+    assert_eq!(
+        world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"),
+        "0"
+    );
     assert_eq!(world.on_the_host("nft list ruleset"), "");
 }
 
@@ -140,8 +162,11 @@ fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
         .shell("while :; do echo inside | nc -l -p 80; done")
         .expect(0);
 
-    let outside = world.outside("until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done");
-    let loopback = world.on_the_host("until timeout 2 nc 127.0.0.1 8080 </dev/null | grep inside; do sleep 0.2; done");
+    let outside = world
+        .outside("until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done");
+    let loopback = world.on_the_host(
+        "until timeout 2 nc 127.0.0.1 8080 </dev/null | grep inside; do sleep 0.2; done",
+    );
     let list = world.coracle(&host, &["ps"]).expect(0).text();
     let again = world
         .container(&host)
@@ -183,7 +208,9 @@ fn without_a_network_there_is_the_loopback_alone() {
     let run = world
         .container(&host)
         .network("none")
-        .shell("ls /sys/class/net; ip route | wc -l; ping -c1 127.0.0.1 >/dev/null && echo loopback")
+        .shell(
+            "ls /sys/class/net; ip route | wc -l; ping -c1 127.0.0.1 >/dev/null && echo loopback",
+        )
         .expect(0);
 
     assert_eq!(run.text(), "lo\n0\nloopback");
@@ -192,7 +219,9 @@ fn without_a_network_there_is_the_loopback_alone() {
 #[test]
 fn container_joins_a_bridge_with_the_address_that_it_is_given() {
     let (host, world) = (Host::with_shared_images(), World::new());
-    world.on_the_host("ip link add br0 type bridge && ip addr add 198.51.100.1/24 dev br0 && ip link set br0 up");
+    world.on_the_host(
+        "ip link add br0 type bridge && ip addr add 198.51.100.1/24 dev br0 && ip link set br0 up",
+    );
 
     let run = world
         .container(&host)
@@ -237,7 +266,10 @@ fn container_joins_what_cni_plugins_make() {
     .unwrap();
     let config = host.file(
         "config.toml",
-        format!("[network]\ncni_configurations = [{:?}]\n", configurations.display().to_string()),
+        format!(
+            "[network]\ncni_configurations = [{:?}]\n",
+            configurations.display().to_string()
+        ),
     );
 
     let run = world
@@ -247,9 +279,17 @@ fn container_joins_what_cni_plugins_make() {
         .shell("ip -4 -o addr show eth0; ping -c1 -W5 198.51.100.1 >/dev/null && echo reached")
         .finish();
 
-    assert!(run.text().contains("198.51.100.") && run.text().ends_with("reached"), "{} {}", run.text(), run.stderr);
+    assert!(
+        run.text().contains("198.51.100.") && run.text().ends_with("reached"),
+        "{} {}",
+        run.text(),
+        run.stderr
+    );
     host.assert_clean();
-    assert_eq!(world.on_the_host("ls /sys/class/net/cni0/brif | wc -l"), "0");
+    assert_eq!(
+        world.on_the_host("ls /sys/class/net/cni0/brif | wc -l"),
+        "0"
+    );
 }
 
 #[rstest]
@@ -290,6 +330,9 @@ fn killed_run_leaves_nothing_of_its_network() {
     host.await_status("web", "lost");
     world.coracle(&host, &["rm", "web"]).expect(0);
     host.assert_clean();
-    assert_eq!(world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"), "0");
+    assert_eq!(
+        world.on_the_host("ip -br link | grep -cv -e lo -e up0 || true"),
+        "0"
+    );
     assert_eq!(world.on_the_host("nft list ruleset"), "");
 }

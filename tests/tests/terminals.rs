@@ -8,17 +8,25 @@ use rstest::rstest;
 fn shell_on_a_terminal_is_used_as_one(#[values(Image::BUSYBOX, Image::DEBIAN)] image: Image) {
     let host = Host::with_shared_images();
     let terminal = Terminal::new(100, 40);
-    let run = host.container(image).terminal(&terminal).command(["sh"]).start();
+    let run = host
+        .container(image)
+        .terminal(&terminal)
+        .command(["sh"])
+        .start();
 
-    terminal.type_in("stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2 && echo all-three\n");
+    terminal
+        .type_in("stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2 && echo all-three\n");
 
-    terminal.await_text("\n40 100\r\n");
+    terminal.await_text("40 100\r\n");
     terminal.await_text("xterm\r\n");
-    terminal.await_text("\nall-three\r\n");
-    assert!(!terminal.is_cooked(), "keys go to the container as they are");
+    terminal.await_text("all-three\r\n");
+    assert!(
+        !terminal.is_cooked(),
+        "keys go to the container as they are"
+    );
     terminal.resize(132, 50);
     terminal.type_in("sleep 0.5; stty size\n");
-    terminal.await_text("\n50 132\r\n");
+    terminal.await_text("50 132\r\n");
     terminal.type_in("exit 5\n");
     run.finish().expect(5);
     assert!(terminal.is_cooked(), "the terminal is as it was");
@@ -67,7 +75,11 @@ fn terminal_of_a_run_that_is_killed_is_given_back(#[case] signal: i32, #[case] s
 fn end_of_file_key_ends_what_reads() {
     let host = Host::with_shared_images();
     let terminal = Terminal::default();
-    let run = host.container(Image::BUSYBOX).terminal(&terminal).command(["cat"]).start();
+    let run = host
+        .container(Image::BUSYBOX)
+        .terminal(&terminal)
+        .command(["cat"])
+        .start();
     terminal.type_in("line\n");
     terminal.await_text("line\r\nline\r\n");
 
@@ -89,11 +101,11 @@ fn executed_command_has_a_terminal_of_its_own() {
 
     terminal.type_in("stty size; tty\n");
 
-    terminal.await_text("\n30 90\r\n");
+    terminal.await_text("30 90\r\n");
     terminal.await_text("/dev/pts/");
     terminal.resize(70, 20);
     terminal.type_in("sleep 0.5; stty size\n");
-    terminal.await_text("\n20 70\r\n");
+    terminal.await_text("20 70\r\n");
     terminal.type_in("exit 6\n");
     run.finish().expect(6);
     assert!(terminal.is_cooked());
@@ -108,7 +120,9 @@ fn terminal_is_not_made_of_what_is_none(#[case] words: &[&str]) {
     let host = Host::new();
     let words = [words, &["something", "true"]].concat();
 
-    host.run(&words).expect(125).says_once(&["standard input is no terminal", "leave out -t"]);
+    host.run(&words)
+        .expect(125)
+        .says_once(&["standard input is no terminal", "leave out -t"]);
     host.assert_clean();
 }
 

@@ -47,8 +47,9 @@ impl FromStr for Login {
 
 /// Get an image from a registry into the store, and unpack it.
 ///
-/// Registries are shown the credentials that `docker login`, `podman login` or `skopeo login` of this user have
-/// left, unless others are given; a password among the words of a command is seen by all users of the host. A registry's own authority is put into /etc/docker/certs.d/HOST:PORT/ca.crt.
+/// Registries are shown the credentials that `docker login`, `podman login` or `skopeo login` of this user have left,
+/// unless others are given; a password among the words of a command is seen by all users of the host. A registry's own
+/// authority is put into /etc/docker/certs.d/HOST:PORT/ca.crt.
 #[derive(Debug, Args)]
 pub struct PullArguments {
     /// Whom the registry is to take us for; a password that is left out is asked for on the terminal

@@ -11,7 +11,7 @@ use crate::container::Found;
 use crate::control::Request;
 
 /// How long a container may take to be gone once its machine is.
-const CLEARING_UP: Duration = Duration::from_secs(30);
+pub const CLEARING_UP: Duration = Duration::from_secs(30);
 /// How long a killed container may take to end before its machine's power is cut.
 const DYING: Duration = Duration::from_secs(5);
 

@@ -13,6 +13,10 @@ use crate::container::{Containers, Found, Places, State};
 use crate::control::{Answer, Connection, Request};
 use crate::printable::printable;
 
+/// How long the process that runs a container may take to answer; the guest may hang.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take to write a guest's memory to a file.
+const DUMP: Duration = Duration::from_secs(3600);
 /// Pause between two looks at a container that is to end.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -33,6 +37,14 @@ pub fn connect(found: &Found) -> Result<Connection> {
         .with_context(|| format!("cannot reach the process that runs container {name}"))
 }
 
+/// How long an answer may take.
+fn patience(request: &Request) -> Duration {
+    match request {
+        Request::Dump => DUMP,
+        _ => ANSWER,
+    }
+}
+
 /// Asks for one thing and waits for the answer.
 pub fn ask(found: &Found, request: &Request) -> Result<Answer> {
     ask_with(found, request, &[])
@@ -46,6 +58,7 @@ pub fn ask_with(
 ) -> Result<Answer> {
     let mut connection = connect(found)?;
     connection.send(request, descriptors)?;
+    connection.wait_no_longer_than(patience(request))?;
     let answer = connection
         .receive()
         .with_context(|| format!("container {} gave no answer", found.record.name))?;
@@ -56,12 +69,12 @@ pub fn ask_with(
     }
 }
 
-/// Waits until nothing runs the container any more, for `patience` at most; says whether that is so.
+/// Waits until no process is at the container any more, for `patience` at most; says whether that is so.
 pub fn wait_until_dead(found: &mut Found, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         found.look_again();
-        if !found.state.is_alive() {
+        if !found.is_held {
             return true;
         }
         if Instant::now() >= deadline {

@@ -6,8 +6,8 @@ use std::fs::File;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use super::ending::put_to_death;
-use super::reach::for_each;
+use super::ending::{CLEARING_UP, put_to_death};
+use super::reach::{for_each, wait_until_dead};
 use crate::cli::{Directories, RmArguments};
 use crate::container::{Found, remove_tree};
 
@@ -24,6 +24,8 @@ pub fn rm(directories: &Directories, arguments: &RmArguments) -> Result<u8> {
             }
             put_to_death(&mut found)?;
         }
+        // Whoever ran it may still be clearing up.
+        wait_until_dead(&mut found, CLEARING_UP);
         remove(&found)
     })
 }

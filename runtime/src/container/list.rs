@@ -18,6 +18,8 @@ pub struct Found {
     pub record: Record,
     pub directories: Pair,
     pub state: State,
+    /// Whether a process is at it: one that runs it, or clears up after it.
+    pub is_held: bool,
 }
 
 /// How a container fares.
@@ -121,6 +123,7 @@ impl Containers {
             record,
             directories,
             state,
+            is_held: alive,
         })
     }
 }
@@ -129,6 +132,7 @@ impl Found {
     /// How it fares by now.
     pub fn look_again(&mut self) {
         let alive = is_locked(&self.directories).unwrap_or(false);
+        self.is_held = alive;
         match Record::read(&self.directories.container) {
             Ok(record) => {
                 self.state = State::of(&record.status, alive);

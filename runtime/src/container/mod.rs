@@ -6,6 +6,7 @@
 //!     record.json           what it is and how it fares: written anew at each step, by its runner alone
 //!     upper                 what the container has written
 //!     work                  overlayfs's own, while it runs
+//!     messages              what its runner had to say in the background
 //!     log, log.1            what it has put out, unless it goes to whoever started it alone
 //! <state>/<id>              while it runs: sockets and mount points
 //! ```

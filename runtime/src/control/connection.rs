@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
@@ -84,12 +85,19 @@ impl Connection {
         through_descriptor(&state.join(SOCKET), UnixStream::connect).map(Self::new)
     }
 
+    /// Has [`Self::receive`] give up after a while, with nothing.
+    pub fn wait_no_longer_than(&self, patience: Duration) -> Result<()> {
+        self.stream
+            .set_read_timeout(Some(patience))
+            .context("cannot set up a socket")
+    }
+
     /// Sends a message, with descriptors beside it. Its peer takes it at once, or has gone.
     pub fn send(&mut self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         send_line(&self.stream, message, descriptors)
     }
 
-    /// The next message; on the serving end nothing if it has not come whole yet.
+    /// The next message; nothing if it has not come whole yet, on the serving end, or after a while.
     ///
     /// # Errors
     ///

@@ -4,19 +4,44 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::container::Id;
 
+/// Name of the file in a container's directory for what its runner has to say in the background.
+const MESSAGES: &str = "messages";
+
 /// The background's word that its container runs.
-pub struct Ready(File);
+pub struct Ready {
+    /// Where it is told.
+    caller: File,
+    /// What goes to standard error from then on.
+    messages: File,
+}
 
 impl Ready {
+    /// Has what there is to say later left in a container's directory.
+    pub fn leaving_messages(self, container: &Path) -> Result<Self> {
+        let path = container.join(MESSAGES);
+        let messages = File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self { messages, ..self })
+    }
+
+    /// Where to say what is for nobody's terminal.
+    pub fn messages(&self) -> &File {
+        &self.messages
+    }
+
     /// Says so, and leaves whoever started this process, with its terminal and its streams.
     pub fn tell(mut self, id: &Id) -> Result<()> {
-        writeln!(self.0, "{id}").context("cannot tell that the container runs")?;
+        writeln!(self.caller, "{id}").context("cannot tell that the container runs")?;
         // A process that was forked leads no group, so it can lead a session.
         rustix::process::setsid().context("cannot leave the terminal")?;
         std::env::set_current_dir("/").context("cannot leave the directory")?;
@@ -25,14 +50,10 @@ impl Ready {
             .write(true)
             .open("/dev/null")
             .context("cannot open /dev/null")?;
-        for stream in [
-            rustix::stdio::dup2_stdin,
-            rustix::stdio::dup2_stdout,
-            rustix::stdio::dup2_stderr,
-        ] {
-            stream(nothing.as_fd()).context("cannot leave the standard streams")?;
-        }
-        Ok(())
+        rustix::stdio::dup2_stdin(&nothing)
+            .and_then(|()| rustix::stdio::dup2_stdout(&nothing))
+            .and_then(|()| rustix::stdio::dup2_stderr(&self.messages))
+            .context("cannot leave the standard streams")
     }
 }
 
@@ -48,7 +69,15 @@ pub fn in_background(work: impl FnOnce(Ready) -> Result<u8>) -> Result<u8> {
         -1 => Err(io::Error::last_os_error()).context("cannot fork a process for the background"),
         0 => {
             drop(read);
-            work(Ready(File::from(write)))
+            let messages = io::stderr()
+                .as_fd()
+                .try_clone_to_owned()
+                .context("cannot duplicate standard error")?
+                .into();
+            work(Ready {
+                caller: File::from(write),
+                messages,
+            })
         }
         process => {
             drop(write);

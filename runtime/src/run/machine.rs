@@ -58,20 +58,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the machine of `plan` with the shared tree of `directory`, which is in place.
+    /// Starts the machine of `plan` with the shared tree of `directory`, which is in place. What its processes have to
+    /// say goes to `messages`, or where our own goes.
     pub fn start(
         plan: &SandboxPlan,
         directory: &RunDirectory,
         guest: &GuestFiles,
         devices: Devices,
         network: EmptyNetwork,
+        messages: Option<&File>,
     ) -> Result<Self> {
         let kernel = guest.open_kernel()?;
         let initramfs = guest.open_initramfs()?;
         let network = network
             .finish()
             .context("cannot make a network namespace")?;
-        let (fs, share) = start_fs(directory, plan.vm.memory_mib, network.as_fd())?;
+        let (fs, share) = start_fs(directory, plan.vm.memory_mib, network.as_fd(), messages)?;
         let console = memfd_create("console", MemfdFlags::CLOEXEC)
             .context("cannot make the console's log")?;
         let (control, theirs) = VmmControl::pair()?;
@@ -96,7 +98,7 @@ impl Machine {
                 devices,
             },
         );
-        let vmm = RoleProcess::start(Role::Vmm, &[], descriptors)?;
+        let vmm = RoleProcess::start(Role::Vmm, &[], descriptors, messages)?;
         let mut machine = Self {
             control,
             console: console.into(),
@@ -213,6 +215,7 @@ fn start_fs(
     directory: &RunDirectory,
     memory_mib: u64,
     network: BorrowedFd<'_>,
+    messages: Option<&File>,
 ) -> Result<(RoleProcess, UnixStream)> {
     let path = directory.fs_socket();
     let listener = through_descriptor(&path, UnixListener::bind)
@@ -230,6 +233,7 @@ fn start_fs(
             Role::Fs,
             &[memory_mib.to_string()],
             vec![listener.into(), share.into(), network],
+            messages,
         )?,
         connection,
     ))

@@ -210,6 +210,9 @@ impl<'r> Run<'r> {
         let attachment = network::make(directory.id(), &arguments.network, config)?;
         record.note_network(&arguments.network.networks(config), attachment.as_ref());
         etc::write(&plan, directory.id(), attachment.as_ref())?;
+        let ready = ready
+            .map(|ready| ready.leaving_messages(directory.container()))
+            .transpose()?;
         let live = Live {
             listener,
             signals,
@@ -267,7 +270,9 @@ impl<'r> Run<'r> {
         let ports = StreamPorts::of_process(0, self.shape());
         let streams = StreamListeners::bind(&vsock, ports)?;
         let devices = Devices::open(&self.plan, self.place.arguments, self.attachment.as_ref())?;
-        let mut machine = Machine::start(&self.plan, &self.directory, &guest, devices, jail)?;
+        let messages = ready.as_ref().map(Ready::messages);
+        let mut machine =
+            Machine::start(&self.plan, &self.directory, &guest, devices, jail, messages)?;
         let mut patience = Patience::new(self.boot_timeout(), signals);
         let outcome = machine.wait_until_running(&mut patience).and_then(|()| {
             let guest = agent.connect(&mut patience, machine.control())?;

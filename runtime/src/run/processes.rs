@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The processes of one run: this executable again, in another role.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -24,8 +25,21 @@ pub struct RoleProcess {
 }
 
 impl RoleProcess {
-    /// Starts `role` with `words` for it, and `descriptors` as its 3, 4 and so on. It dies with this process.
-    pub fn start(role: Role, words: &[String], descriptors: Vec<OwnedFd>) -> Result<Self> {
+    /// Starts `role` with `words` for it, and `descriptors` as its 3, 4 and so on. It dies with this process. What it
+    /// has to say goes to `messages`, or where this process's own goes.
+    pub fn start(
+        role: Role,
+        words: &[String],
+        descriptors: Vec<OwnedFd>,
+        messages: Option<&File>,
+    ) -> Result<Self> {
+        let messages = match messages {
+            Some(file) => file
+                .try_clone()
+                .context("cannot duplicate a file for messages")?
+                .into(),
+            None => Stdio::inherit(),
+        };
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("coracle")
@@ -37,7 +51,7 @@ impl RoleProcess {
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
+            .stderr(messages);
         let mappings = (FIRST_FD..)
             .zip(descriptors)
             .map(|(child_fd, parent_fd)| FdMapping {

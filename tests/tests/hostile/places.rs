@@ -34,7 +34,12 @@ fn kept(_: &Path) {}
 #[case::images_open_to_all("root", "images", open_to_all, "base/root")]
 #[case::state_of_another_user("state", "directory", given_away, "base/state")]
 #[case::state_open_to_all("state", "directory", open_to_all, "base/state")]
-#[case::containers_of_another_user("root/containers", "directory", given_away, "base/root/containers")]
+#[case::containers_of_another_user(
+    "root/containers",
+    "directory",
+    given_away,
+    "base/root/containers"
+)]
 #[case::containers_open_to_all("root/containers", "directory", open_to_all, "base/root/containers")]
 #[case::containers_are_a_link("root", "containers", kept, "no kernel")]
 #[case::state_is_a_link(".", "state", kept, "no kernel")]

@@ -30,7 +30,12 @@ fn stopped_container_may_end_in_its_own_way() {
 #[test]
 fn container_that_does_not_want_to_stop_is_killed() {
     let host = Host::with_shared_images();
-    start(&host, "c", Image::BUSYBOX, "trap '' TERM; while :; do sleep 0.1; done");
+    start(
+        &host,
+        "c",
+        Image::BUSYBOX,
+        "trap '' TERM; while :; do sleep 0.1; done",
+    );
     let began = Instant::now();
 
     host.run(&["stop", "--time", "1", "c"]).expect(0);
@@ -78,7 +83,9 @@ fn running_container_is_removed_only_by_force() {
     let host = Host::with_shared_images();
     start(&host, "c", Image::BUSYBOX, FOREVER);
 
-    host.run(&["rm", "c"]).expect(125).says_once(&["container c is running", "--force"]);
+    host.run(&["rm", "c"])
+        .expect(125)
+        .says_once(&["container c is running", "--force"]);
     host.run(&["rm", "--force", "c"]).expect(0);
 
     assert_eq!(host.run(&["ps", "-aq"]).expect(0).text(), "");
@@ -100,7 +107,10 @@ fn container_that_goes_with_its_end_goes() {
 fn failure_before_the_start_is_told_at_once_even_in_the_background() {
     let host = Host::with_shared_images();
 
-    let missing = host.container(Image::BUSYBOX).detached().command(["nosuch"]);
+    let missing = host
+        .container(Image::BUSYBOX)
+        .detached()
+        .command(["nosuch"]);
     let no_image = host.container("./nosuch").detached().command(["true"]);
 
     missing.expect(127).says_once(&["nosuch"]);

@@ -18,9 +18,17 @@ fn command_runs_beside_the_first_in_the_same_container(
     let host = Host::with_shared_images();
     start(&host, "c", image, "echo mine >/tmp/file; exec sleep 1000");
 
-    exec(&host, &["c", "sh", "-c", "until cat /tmp/file 2>/dev/null; do :; done; echo err >&2; exit 7"])
-        .expect(7)
-        .says("err");
+    exec(
+        &host,
+        &[
+            "c",
+            "sh",
+            "-c",
+            "until cat /tmp/file 2>/dev/null; do :; done; echo err >&2; exit 7",
+        ],
+    )
+    .expect(7)
+    .says("err");
     let first = exec(&host, &["c", "cat", "/proc/1/cmdline"]).expect(0);
     let name = exec(&host, &["c", "hostname"]).expect(0);
 
@@ -41,7 +49,9 @@ fn command_has_the_user_directory_and_environment_that_it_is_given() {
         .expect(0);
     let script = "id -u; id -g; pwd; echo $KEPT$NEW; grep CapEff /proc/self/status";
 
-    let given = ["-u", "nobody", "-w", "/usr", "-e", "NEW=2", "c", "sh", "-c", script];
+    let given = [
+        "-u", "nobody", "-w", "/usr", "-e", "NEW=2", "c", "sh", "-c", script,
+    ];
     let run = exec(&host, &given).expect(0);
 
     assert_eq!(
@@ -58,7 +68,10 @@ fn input_arrives_and_ends() {
     let input = vec![7; 300_000];
 
     let command = host.coracle(&["exec", "-i", "c", "cat"]);
-    let run = host.start_with_input(command, input.clone()).finish().expect(0);
+    let run = host
+        .start_with_input(command, input.clone())
+        .finish()
+        .expect(0);
 
     assert!(run.stdout == input, "{} bytes came back", run.stdout.len());
     let silent = exec(&host, &["c", "cat"]).expect(0);
@@ -71,11 +84,19 @@ fn command_that_cannot_be_run_tells_it_by_its_status() {
     let host = Host::with_shared_images();
     start(&host, "c", Image::BUSYBOX, FOREVER);
 
-    exec(&host, &["c", "nosuch"]).expect(127).says_once(&["nosuch", "not found"]);
+    exec(&host, &["c", "nosuch"])
+        .expect(127)
+        .says_once(&["nosuch", "not found"]);
     exec(&host, &["c", "/etc"]).expect(126).says_once(&["/etc"]);
-    exec(&host, &["-w", "/nosuch", "c", "true"]).expect(127).says("/nosuch");
-    exec(&host, &["-u", "nosuch", "c", "true"]).expect(125).says_once(&["nosuch"]);
-    exec(&host, &["-e", "=x", "c", "true"]).expect(125).says_once(&["NAME=VALUE"]);
+    exec(&host, &["-w", "/nosuch", "c", "true"])
+        .expect(125)
+        .says("/nosuch");
+    exec(&host, &["-u", "nosuch", "c", "true"])
+        .expect(125)
+        .says_once(&["nosuch"]);
+    exec(&host, &["-e", "=x", "c", "true"])
+        .expect(125)
+        .says_once(&["NAME=VALUE"]);
 
     exec(&host, &["c", "true"]).expect(0);
     host.run(&["rm", "-f", "c"]).expect(0);
@@ -141,7 +162,16 @@ fn command_goes_on_when_nobody_listens_any_more() {
     run.signal(libc::SIGKILL);
 
     run.finish().expect(137);
-    exec(&host, &["c", "sh", "-c", "until [ -e /tmp/done ]; do sleep 0.1; done"]).expect(0);
+    exec(
+        &host,
+        &[
+            "c",
+            "sh",
+            "-c",
+            "until [ -e /tmp/done ]; do sleep 0.1; done",
+        ],
+    )
+    .expect(0);
     host.run(&["rm", "-f", "c"]).expect(0);
     host.assert_clean();
 }

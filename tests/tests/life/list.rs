@@ -29,7 +29,10 @@ fn container_is_listed_from_its_start_to_its_removal() {
 
     assert_eq!(id.len(), 12);
     assert_eq!(ids, id);
-    assert!(running.contains("web") && running.contains("running for"), "{running}");
+    assert!(
+        running.contains("web") && running.contains("running for"),
+        "{running}"
+    );
     assert_eq!(ended.lines().count(), 1, "{ended}");
     assert_eq!(host.run(&["ps", "--all", "-q"]).expect(0).text(), "");
     host.assert_clean();
@@ -47,7 +50,8 @@ fn container_is_inspected_by_its_name_its_id_and_the_beginning_of_that() {
         .text();
     host.await_status("web", "exited (0)");
 
-    let found = ["web", &id, &id[..6]].map(|name| json(&host.run(&["inspect", name]).expect(0).text()));
+    let found =
+        ["web", &id, &id[..6]].map(|name| json(&host.run(&["inspect", name]).expect(0).text()));
 
     assert_eq!(found[0], found[1]);
     assert_eq!(found[0], found[2]);
@@ -68,8 +72,14 @@ fn killed_runner_leaves_a_container_that_is_called_lost() {
     coracle_tests::tools::kill(i32::try_from(runner).unwrap());
 
     host.await_status("web", "lost");
-    assert_eq!(host.run(&["ps", "-q"]).expect(0).text(), "", "it does not run");
-    host.run(&["exec", "web", "true"]).expect(125).says_once(&["does not run"]);
+    assert_eq!(
+        host.run(&["ps", "-q"]).expect(0).text(),
+        "",
+        "it does not run"
+    );
+    host.run(&["exec", "web", "true"])
+        .expect(125)
+        .says_once(&["does not run"]);
     host.run(&["stop", "web"]).expect(0);
     host.run(&["rm", "web"]).expect(0);
     host.assert_clean();
@@ -87,7 +97,9 @@ fn name_is_one_containers_until_that_is_removed() {
     };
     again().expect(0);
 
-    again().expect(125).says_once(&["the name 'web' is that of container", "coracle rm"]);
+    again()
+        .expect(125)
+        .says_once(&["the name 'web' is that of container", "coracle rm"]);
 
     host.run(&["rm", "web"]).expect(0);
     again().expect(0);
@@ -99,7 +111,10 @@ fn name_is_one_containers_until_that_is_removed() {
 fn container_whose_command_never_ran_is_not_kept() {
     let host = Host::with_shared_images();
 
-    host.container(Image::BUSYBOX).kept().command(["nosuch"]).expect(127);
+    host.container(Image::BUSYBOX)
+        .kept()
+        .command(["nosuch"])
+        .expect(127);
 
     assert_eq!(host.run(&["ps", "--all", "-q"]).expect(0).text(), "");
     host.assert_clean();
@@ -110,7 +125,12 @@ fn use_is_counted_in_the_guest_and_on_the_host() {
     let host = Host::with_shared_images();
     start(&host, "busy", Image::BUSYBOX, "while :; do :; done");
 
-    let row = json(&host.run(&["stats", "--no-stream", "--json"]).expect(0).text());
+    let row = json(
+        &host
+            .run(&["stats", "--no-stream", "--json"])
+            .expect(0)
+            .text(),
+    );
 
     assert_eq!(row["name"], "busy");
     let share = row["cpu_percent"].as_f64().unwrap();

@@ -8,15 +8,26 @@ use super::start;
 #[test]
 fn both_streams_are_kept_and_told_apart() {
     let host = Host::with_shared_images();
-    start(&host, "c", Image::BUSYBOX, "echo out; sleep 0.5; echo err >&2; printf half");
+    start(
+        &host,
+        "c",
+        Image::BUSYBOX,
+        "echo out; sleep 0.5; echo err >&2; printf half",
+    );
     host.await_status("c", "exited (0)");
 
     let logs = host.run(&["logs", "c"]).expect(0);
-    let timed = host.run(&["logs", "--timestamps", "--tail", "1", "c"]).expect(0);
+    let timed = host
+        .run(&["logs", "--timestamps", "--tail", "1", "c"])
+        .expect(0);
 
     assert_eq!(logs.text(), "out\nhalf");
     assert_eq!(logs.stderr, "err\n");
-    let (time, rest) = timed.text().split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let (time, rest) = timed
+        .text()
+        .split_once(' ')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
     assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
     assert_eq!(rest, "half");
     host.run(&["rm", "c"]).expect(0);
@@ -26,7 +37,12 @@ fn both_streams_are_kept_and_told_apart() {
 #[test]
 fn log_is_followed_to_the_containers_end() {
     let host = Host::with_shared_images();
-    start(&host, "c", Image::BUSYBOX, "for n in 1 2 3 4 5; do echo $n; sleep 0.4; done");
+    start(
+        &host,
+        "c",
+        Image::BUSYBOX,
+        "for n in 1 2 3 4 5; do echo $n; sleep 0.4; done",
+    );
 
     let logs = host.run(&["logs", "--follow", "c"]).expect(0);
 
@@ -72,6 +88,11 @@ fn endless_output_does_not_fill_the_disk() {
         .sum();
 
     assert!(sizes > 100_000 && sizes <= 1 << 20, "{sizes} bytes");
-    assert!(host.run(&["logs", "c"]).expect(0).text().ends_with("\nlast"));
+    assert!(
+        host.run(&["logs", "c"])
+            .expect(0)
+            .text()
+            .ends_with("\nlast")
+    );
     host.run(&["rm", "c"]).expect(0);
 }

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The example of a VMM of one's own, built from the crates' packages alone.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+use coracle_tests::path_from_environment;
+
+/// Seconds within which the guest boots, does as it is told and ends: many, for one that is emulated.
+const DEADLINE: &str = "100";
+
+#[test]
+fn example_boots_to_a_shell_that_does_what_is_typed_and_ends_with_it() {
+    let guest = path_from_environment("CORACLE_GUEST");
+    let mut vmm = Command::new("timeout")
+        .arg(DEADLINE)
+        .arg(path_from_environment("CORACLE_EXAMPLE"))
+        .args([guest.join("vmlinux"), guest.join("initramfs.cpio")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the example can be executed");
+    let mut typed = vmm.stdin.take().expect("its standard input is a pipe");
+    let mut shown = BufReader::new(vmm.stdout.take().expect("its standard output is a pipe"));
+
+    // Linux drops what is typed before the console's driver is ready.
+    let mut greeting = String::new();
+    while !greeting.contains("turns the machine off") {
+        let count = shown
+            .read_line(&mut greeting)
+            .expect("the guest writes text");
+        assert_ne!(count, 0, "it ended early: {greeting}");
+    }
+    typed
+        .write_all(b"echo $((6 * 7)) is the answer\nexit\n")
+        .expect("a pipe takes a line");
+    // The pipe stays open: it is the shell's end that ends the machine.
+    let mut rest = Vec::new();
+    shown.read_to_end(&mut rest).expect("a pipe can be read");
+    let status = vmm.wait().expect("it was started here");
+    drop(typed);
+
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(status.success(), "{status}: {rest}");
+    assert!(rest.contains("42 is the answer"), "{rest}");
+}
