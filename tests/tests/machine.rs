@@ -146,7 +146,7 @@ fn disk_in_use_is_refused() {
         .option("--disk", &disk)
         .command(["true"])
         .expect(125)
-        .says("disk.img");
+        .says("the disk is in use");
 
     host.run(&["rm", "-f", "first"]).expect(0);
     host.assert_clean();

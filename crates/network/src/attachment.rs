@@ -4,13 +4,16 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use crate::cni;
 use crate::dns::{self, Dns};
 use crate::error::NetworkError;
-use crate::firewall;
+use crate::firewall::{self, PREFIX};
+use crate::identity::interface_name;
 use crate::mac::MacAddress;
 use crate::namespace::Namespace;
 use crate::netlink::Socket;
@@ -23,6 +26,13 @@ use crate::{bridge, host_nat};
 
 /// Default routes of further interfaces come after those of the ones before: this much a place.
 const METRIC_STEP: u32 = 100;
+
+/// How long a killed machine's process may take to be gone, and how often that is looked at.
+const DYING: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Interfaces of a killed machine that are waited for. One that has more leaves the rest to the next sweep.
+const DYING_TAPS: usize = 8;
 
 /// One network interface of a machine.
 #[derive(Debug)]
@@ -396,9 +406,27 @@ pub(crate) fn remove(
 ) -> Result<(), NetworkError> {
     let record = machine.read()?;
     remove_recorded(config, id, &record, None)?;
+    wait_for_taps(id)?;
     let common = CommonLock::take(config)?;
     machine.forget(&common)?;
     remove_shared_locked(&common)
+}
+
+/// Waits a while for a killed machine's taps to go: they go with the machine's process, which may still be dying, and what
+/// all machines share stays while there is one.
+fn wait_for_taps(id: &str) -> Result<(), NetworkError> {
+    let own: Vec<_> = (0..DYING_TAPS)
+        .map(|interface| interface_name(PREFIX, id, interface, 0))
+        .collect();
+    let deadline = Instant::now() + DYING;
+    let mut socket = route_socket()?;
+    loop {
+        let in_use = host_nat::is_in_use(&mut socket)?;
+        if Instant::now() >= deadline || !own.iter().any(|name| in_use.contains(name)) {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Removes what all routed machines share, if there is none.
