@@ -64,7 +64,9 @@ fn transmit(chain: &Chain, agreed: u64) {
     if let Ok(packet) = sender.packet(chain) {
         assert_eq!(packet.len(), chain.readable_len() as usize);
         assert!(packet.len() <= MAX_PACKET);
-        let written = packet.write_to(&TAP.0).expect("buffers that the kernel can read");
+        let written = packet
+            .write_to(&TAP.0)
+            .expect("buffers that the kernel can read");
         assert_eq!(written, packet.len());
         let read = TAP.1.recv(&mut [0; MAX_PACKET]).expect("what was written");
         assert_eq!(read, written);
@@ -88,8 +90,13 @@ fn used(driver: &mut Driver) -> usize {
 
 fn receive(case: &Case) -> Option<()> {
     RECEIVE_MEMORY.write(GuestAddress(0), &[0; 4096]).ok()?;
-    let mut driver =
-        Driver::new(&RECEIVE_MEMORY, GuestAddress(0), MEMORY as usize, QUEUE_SIZE).ok()?;
+    let mut driver = Driver::new(
+        &RECEIVE_MEMORY,
+        GuestAddress(0),
+        MEMORY as usize,
+        QUEUE_SIZE,
+    )
+    .ok()?;
     let mut queue = driver.queue(case.agreed).ok()?;
     let mut receiver = Receiver::new(Offloads::to_driver(case.agreed), case.mergeable);
     let mut waiting = 0;
@@ -113,7 +120,9 @@ fn receive(case: &Case) -> Option<()> {
                     flags: u16::from(*flags) & 7,
                     next: (*next).into(),
                 };
-                driver.put(u16::from(*index) % QUEUE_SIZE, descriptor).ok()?;
+                driver
+                    .put(u16::from(*index) % QUEUE_SIZE, descriptor)
+                    .ok()?;
             }
             Step::Publish(head) => driver.publish((*head).into()).ok()?,
             Step::Receive {

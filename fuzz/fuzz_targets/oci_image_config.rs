@@ -55,6 +55,7 @@ fuzz_target!(|input: Input<'_>| {
         overrides: &overrides,
         user: &user,
         volumes: &volumes,
+        disks: &[],
         places: Places {
             lower: Path::new("/lower"),
             upper: Path::new("/upper"),
