@@ -228,20 +228,6 @@ pub fn cgroups(root: &Path) -> Finding {
     }
 }
 
-/// Whether containers can be given networks.
-pub fn tun(device: &Path) -> Finding {
-    const NAME: &str = "tun";
-    if device.exists() {
-        Finding::ok(NAME, format!("{} exists", device.display()))
-    } else {
-        Finding::advice(
-            NAME,
-            format!("{} does not exist", device.display()),
-            "for networks: modprobe tun",
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

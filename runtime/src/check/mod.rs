@@ -4,14 +4,17 @@
 
 mod host;
 mod kvm;
+mod network;
 mod report;
 
 use std::path::Path;
 
 use anyhow::Result;
+use coracle_network::check;
 
 use self::report::Finding;
 use crate::cli::{CheckArguments, Directories};
+use crate::container::Places;
 use crate::guest_files::GuestFiles;
 
 /// Looks at the host and prints the findings. The status is 0 only if `run` can work.
@@ -28,7 +31,7 @@ pub fn check(directories: &Directories, arguments: &CheckArguments) -> Result<u8
 fn findings(directories: &Directories) -> Vec<Finding> {
     let guest = GuestFiles::find(&directories.guest, None, None);
     let release = host::read_text("/proc/sys/kernel/osrelease");
-    vec![
+    let mut findings = vec![
         kvm::device(Path::new("/dev/kvm")),
         kvm::cpu(
             &host::read_text("/proc/cpuinfo"),
@@ -49,6 +52,9 @@ fn findings(directories: &Directories) -> Vec<Finding> {
             "/sys/kernel/mm/transparent_hugepage/shmem_enabled",
         )),
         host::cgroups(Path::new("/sys/fs/cgroup")),
-        host::tun(Path::new("/dev/net/tun")),
-    ]
+    ];
+    findings.extend(network::host_nat(&check::check(
+        &Places::of(directories).network,
+    )));
+    findings
 }

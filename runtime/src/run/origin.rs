@@ -33,15 +33,16 @@ impl Tree {
 
     fn of_image(root: &Path, config: &Config, name: &str, pull: Pull) -> Result<Self> {
         let store = Store::open(root)?;
-        let (source, image) = match Reference::parse(name)? {
+        // The blobs of an image of the store stay while it is unpacked.
+        let (source, image, _blobs) = match Reference::parse(name)? {
             Reference::Path(reference) => {
                 let source = Source::open(&reference.path)?;
                 let image = source.image(reference.tag.as_deref())?;
-                (source, image)
+                (source, image, None)
             }
             Reference::Name(name) => {
                 let found = in_store(&store, config, &name, pull)?;
-                (found.source, found.stored.image?)
+                (found.source, found.stored.image?, Some(found.lease))
             }
         };
         let rootfs = store

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Containers in the background: listed, entered, watched, ended and removed, and nobody is lied to about them.
 
+mod copies;
 mod ending;
 mod exec;
 mod list;
