@@ -5,7 +5,7 @@
 //! promised to others: the crates below it are.
 //!
 //! One executable with several roles, so that their text pages are shared. What a person types is
-//! in [`cli`]; the roles that `coracle` starts for itself are in [`roles`].
+//! in `cli`; the roles that `coracle` starts for itself are in `roles`.
 
 mod check;
 mod cli;
