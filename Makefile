@@ -150,6 +150,13 @@ example: deps ## Build the example VMM from the crates' packages alone
 	@RUSTFLAGS="-C target-feature=+crt-static" \
 		examples/shell-vmm/build.sh $(TARGET) --target $(TRIPLE) --release --locked
 
+.PHONY: kernel
+kernel: guest ## Build the small kernel, which guests start from where it is there
+	@guest/kernel/build.sh $(TARGET)/kernel
+	@mkdir -p $(GUEST)/small
+	@$(GUEST_TOOL) vmlinux --vmlinuz $(TARGET)/kernel/vmlinux --output $(GUEST)/small/vmlinux
+	@$(GUEST_TOOL) initramfs --agent $(AGENT) --output $(GUEST)/small/initramfs.cpio
+
 .PHONY: images
 images: programs ## Make the test images
 	@tests/images/build.sh $(IMAGES) $(LAB)

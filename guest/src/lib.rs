@@ -6,6 +6,7 @@ pub mod index;
 pub mod initramfs;
 pub mod modules;
 pub mod slim;
+pub mod vmlinux;
 
 // What reads a compressed kernel reads a compressed module too.
 pub use coracle_boot::compressed::{compression, vmlinuz};

@@ -8,7 +8,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coracle_guest::index::{INDEX, index};
 use coracle_guest::modules::{ModuleTree, OF_DEVICES, OF_WORKLOADS, REQUIRED};
-use coracle_guest::{initramfs, vmlinuz};
+use coracle_guest::{initramfs, vmlinux, vmlinuz};
+
+/// What an ELF file begins with.
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// Makes what a guest starts from: its initial file system and its kernel
 #[derive(Parser)]
@@ -47,9 +50,9 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
-    /// Take the uncompressed kernel out of a bzImage
+    /// Take the kernel out of a bzImage or an ELF file, without what need not be loaded
     Vmlinux {
-        /// The bzImage
+        /// The bzImage, or the ELF file
         #[arg(long, value_name = "FILE")]
         vmlinuz: PathBuf,
         /// File to write
@@ -89,9 +92,17 @@ fn main() -> Result<()> {
             output,
         } => collect(&modules, &module, &output),
         Command::Vmlinux { vmlinuz, output } => {
-            let kernel = vmlinuz::extract(&read(&vmlinuz)?)
-                .with_context(|| format!("cannot use the kernel image {}", vmlinuz.display()))?;
-            replace(&output, &kernel)
+            let unusable = || format!("cannot use the kernel image {}", vmlinuz.display());
+            let image = read(&vmlinuz)?;
+            let kernel = if image.starts_with(&ELF_MAGIC) {
+                image
+            } else {
+                vmlinuz::extract(&image).with_context(unusable)?
+            };
+            replace(
+                &output,
+                &vmlinux::without_padding(&kernel).with_context(unusable)?,
+            )
         }
     }
 }

@@ -91,7 +91,7 @@ fn run_that_ends_while_it_unpacks_leaves_nothing(#[case] signal: i32, #[case] st
     run.finish().expect(status);
     host.assert_clean();
     assert!(
-        !host.images().join("sha256").exists(),
+        !host.images().join("trees/sha256").exists(),
         "no image is there, since none was whole"
     );
 }

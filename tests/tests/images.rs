@@ -10,7 +10,7 @@ use rstest::rstest;
 
 /// The one unpacked image of `host`.
 fn unpacked(host: &Host) -> PathBuf {
-    let images: Vec<_> = fs::read_dir(host.images().join("sha256"))
+    let images: Vec<_> = fs::read_dir(host.images().join("trees/sha256"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();

@@ -70,7 +70,7 @@ fn layer_with_another_digest_is_refused() {
 
     let name = blob.file_name().unwrap().to_str().unwrap();
     assert_refused(&host, run, 125, &["digest", name]);
-    let unpacked = fs::read_dir(host.images().join("sha256"));
+    let unpacked = fs::read_dir(host.images().join("trees/sha256"));
     assert_eq!(unpacked.map_or(0, Iterator::count), 0);
 }
 
