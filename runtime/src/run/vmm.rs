@@ -89,9 +89,14 @@ impl VmmControl {
         loop {
             match self.event(Some(patience)) {
                 Some(Event::Failed { id: of, message }) if of == id => bail!("{message}"),
-                Some(event @ (Event::Done { .. } | Event::Vcpus { .. })) => return Ok(event),
+                Some(event @ (Event::Done { id: of } | Event::Vcpus { id: of, .. }))
+                    if of == id =>
+                {
+                    return Ok(event);
+                }
+                // The late answer to a request that was given up.
+                Some(Event::Failed { .. } | Event::Done { .. } | Event::Vcpus { .. }) => {}
                 None => bail!("the VMM gave no answer within {} s", patience.as_secs()),
-                Some(Event::Failed { .. }) => {}
                 event => {
                     self.put_back(event);
                     bail!("the machine has ended");
@@ -150,4 +155,27 @@ fn diagnosis(looks: &[Vec<VcpuState>]) -> Option<String> {
         });
         idle.then(|| "it idles".to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn late_answer_to_another_request_is_not_taken_for_this_ones() {
+        let (control, mut vmm) = VmmControl::pair().unwrap();
+        control.requests.set(1);
+        let answers = r#"{"event":"done","id":1}
+{"event":"failed","id":2,"message":"no room"}
+"#;
+        vmm.write_all(answers.as_bytes()).unwrap();
+
+        let error = control
+            .request(Action::Pause, None, Duration::from_secs(5))
+            .unwrap_err();
+
+        assert_eq!(error.to_string(), "no room");
+    }
 }
