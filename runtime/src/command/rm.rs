@@ -42,6 +42,8 @@ fn remove(found: &Found) -> Result<()> {
     flock(&lock, FlockOperation::NonBlockingLockExclusive)
         .context("another process is at it")
         .with_context(what)?;
+    // What clears up after a killed runner may be at it.
+    let _turn = found.directories.take_turn().with_context(what)?;
     for place in [directory, &found.directories.state] {
         remove_tree(place).with_context(what)?;
     }

@@ -112,6 +112,19 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Waits until nobody else removes what is here; whoever has the turn may, until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be locked.
+    pub fn take_turn(&self) -> std::io::Result<Option<File>> {
+        let turn = open_directory(&self.state);
+        if let Some(directory) = &turn {
+            flock(directory, FlockOperation::LockExclusive)?;
+        }
+        Ok(turn)
+    }
+
     /// Removes what is only there for a run, which has ended; all, if the container is one that goes with its end, or
     /// has never come to run. The state directory comes last: it tells that there is something to clear up.
     ///
@@ -119,6 +132,7 @@ impl Pair {
     ///
     /// Those of the file system, with as much removed as can be.
     fn clear(&self) -> std::io::Result<()> {
+        let _turn = self.take_turn()?;
         let kept = Record::read(&self.container)
             .is_ok_and(|record| !record.remove && record.status != Status::Starting);
         let first = if kept {
@@ -344,6 +358,25 @@ mod tests {
 
         assert!(!pair.container.exists());
         assert!(!pair.state.exists());
+    }
+
+    #[test]
+    fn two_that_clear_up_do_so_one_after_the_other() {
+        let host = Host::new();
+        let pair = host.run(ID);
+        let turn = pair.take_turn().unwrap();
+        let other = std::thread::spawn({
+            let pair = pair.clone();
+            move || pair.clear()
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let was_left_alone = pair.container.join("file").exists();
+
+        drop(turn);
+
+        other.join().unwrap().unwrap();
+        assert!(was_left_alone);
+        assert!(!pair.container.exists() && !pair.state.exists());
     }
 
     #[test]
