@@ -153,7 +153,7 @@ impl Runs {
             .arg(self.directory.path().join("state"))
             .arg("--guest")
             .arg(&self.guest)
-            .args(["run", "--memory"])
+            .args(["run", "--rm", "--network", "none", "--memory"])
             .arg(MEMORY.to_string())
             .arg(&self.image)
             .args(words)

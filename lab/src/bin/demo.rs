@@ -60,7 +60,10 @@ fn show(options: &Options) -> Result<()> {
     let image = options.images.join("debian");
     // The first run of an image unpacks it: it is to be one, and nothing stays.
     let places = TempDir::new().context("cannot make a temporary directory")?;
-    println!("$ coracle run {} bash -c '{SCRIPT}'", image.display());
+    println!(
+        "$ coracle run --rm -i {} bash -c '{SCRIPT}'",
+        image.display()
+    );
     let first = run(options, &image, places.path())?;
     let again = run(options, &image, places.path())?;
     let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
@@ -110,7 +113,7 @@ fn run(options: &Options, image: &Path, places: &Path) -> Result<Seen> {
         .env("CORACLE_GUEST", &options.guest)
         .env("CORACLE_ROOT", places.join("root"))
         .env("CORACLE_STATE", places.join("state"))
-        .arg("run")
+        .args(["run", "--rm", "-i"])
         .arg(image)
         .args(["bash", "-c", SCRIPT])
         .stdin(Stdio::piped())
