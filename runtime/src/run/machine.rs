@@ -161,7 +161,7 @@ impl Machine {
             .then(|| self.control.hang())
             .flatten();
         let error = match hang {
-            Some(hang) => anyhow!("{error}: {hang}"),
+            Some(hang) => anyhow!("{error:#}: {hang}"),
             None => error,
         };
         let event = self.control.event(Some(LAST_WORDS));
@@ -183,10 +183,11 @@ impl Machine {
             }
             Some(Event::Exit { reason }) => self.explain_exit(reason),
             // It is on its way out if it closed its socket without a word, or it runs on.
-            _ => self
-                .vmm
-                .failed(DYING)
-                .map_or(error, |failed| anyhow!(failed)),
+            _ => match self.vmm.failed(DYING) {
+                // What the guest said until then has no part in that.
+                Some(failed) => return anyhow!(failed),
+                None => error,
+            },
         };
         match failure::tail(&self.console_text()) {
             tail if tail.is_empty() => reason,
