@@ -20,23 +20,24 @@ mod network;
 mod origin;
 mod patience;
 mod processes;
+mod share;
 mod signals;
 mod supervise;
 mod vmm;
+mod wishes;
 mod workdir;
 
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
-use coracle_agent_api::{SHARE_MODULES, SHARE_PATH};
+use coracle_agent_api::SHARE_PATH;
 use coracle_network::Attachment;
 use coracle_oci::plan::{self, SandboxPlan, VmShape};
-use coracle_oci::spec::{Overrides, TerminalSize};
 use coracle_oci::store::Lease;
 use coracle_oci::volume::Volume;
 use coracle_vmm::EmptyNetwork;
@@ -49,19 +50,20 @@ use self::machine::Machine;
 use self::origin::Tree;
 use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
-use crate::cli::{Directories, Origin, RunArguments};
+use crate::EXIT_FAILURE;
+use crate::cli::{Directories, RunArguments};
 use crate::config::Config;
-use crate::container::{Id, Places, Record, RunDirectory, Status, Time};
+use crate::container::{Places, Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Sink, Stream, start_input};
 use crate::printable::printable;
-use crate::terminal::{self, Keeper};
-use crate::{EXIT_FAILURE, signal_names};
+use crate::terminal::Keeper;
 
 pub use self::listeners::through_descriptor;
 pub use self::mounts::detach;
 pub use self::signals::Forwarding;
+pub use self::wishes::with_values;
 /// Exit status of a container whose machine was ended under it: that of a kill.
 const CUT_OFF: u8 = 137;
 
@@ -172,9 +174,9 @@ impl<'r> Run<'r> {
         };
         // Directories come before threads: the janitor is a fork.
         let directory = RunDirectory::create(&places)?;
-        let mut record = record(&directory, arguments);
+        let mut record = wishes::record(&directory, arguments);
         directory.announce(arguments.name.as_ref(), &record)?;
-        let overrides = overrides(arguments, directory.id());
+        let overrides = wishes::overrides(arguments, directory.id());
         let tree = Tree::find(&directories.root, config, arguments)?;
         // Until here a signal ends the process, and the janitor cleans up.
         let signals = Forwarding::catch()?;
@@ -206,7 +208,7 @@ impl<'r> Run<'r> {
             .then(|| Log::create(directory.container(), config.log_limit))
             .transpose()?;
         let listener = Listener::bind(directory.state())?;
-        share(&plan, &directory, &guest_files(directories, arguments))?;
+        share::make(&plan, &directory, &guest_files(directories, arguments))?;
         let attachment = network::make(directory.id(), &arguments.network, config)?;
         record.note_network(&arguments.network.networks(config), attachment.as_ref());
         etc::write(&plan, directory.id(), attachment.as_ref())?;
@@ -380,103 +382,4 @@ fn guest_files(directories: &Directories, arguments: &RunArguments) -> GuestFile
         arguments.kernel.as_deref(),
         arguments.initrd.as_deref(),
     )
-}
-
-/// What is known of a container when it is only an intention.
-fn record(directory: &RunDirectory, arguments: &RunArguments) -> Record {
-    let id = directory.id().clone();
-    Record {
-        name: arguments
-            .name
-            .as_ref()
-            .map_or_else(|| id.to_string(), |name| name.as_str().to_owned()),
-        id,
-        image: match arguments.origin_and_command().0 {
-            Origin::Image(name) => name.to_owned(),
-            Origin::Rootfs(path) => path.display().to_string(),
-        },
-        tree: PathBuf::new(),
-        created: Time::now(),
-        status: Status::Starting,
-        remove: arguments.remove,
-        stop_signal: libc::SIGTERM,
-        plan: None,
-        networks: Vec::new(),
-        addresses: Vec::new(),
-        ports: Vec::new(),
-    }
-}
-
-/// Builds the tree that the guest sees: mount points on a mount that nobody can write to, and what is mounted there.
-fn share(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<()> {
-    mounts::enter_namespace()?;
-    let rootfs = &plan.rootfs;
-    mounts::make_point(&rootfs.lower, &rootfs.mount_point)?;
-    for volume in &plan.volumes {
-        mounts::make_point(&volume.source, &volume.mount_point)?;
-    }
-    let modules = guest.modules();
-    let modules_point = directory.share().join(SHARE_MODULES);
-    if let Some(modules) = &modules {
-        mounts::make_point(modules, &modules_point)?;
-    }
-    mounts::seal(&directory.share())?;
-    mounts::overlay(
-        &rootfs.lower,
-        &rootfs.upper,
-        &rootfs.work,
-        &rootfs.mount_point,
-    )?;
-    if let Some(process) = plan.spec.process() {
-        workdir::make(&rootfs.mount_point, process.cwd())?;
-    }
-    for volume in &plan.volumes {
-        mounts::bind(&volume.source, volume.read_only, &volume.mount_point)?;
-    }
-    modules.map_or(Ok(()), |modules| {
-        mounts::bind(&modules, true, &modules_point)
-    })
-}
-
-fn overrides(arguments: &RunArguments, id: &Id) -> Overrides {
-    let (_, command) = arguments.origin_and_command();
-    Overrides {
-        command,
-        env: with_values(&arguments.env),
-        workdir: arguments.workdir.clone(),
-        user: arguments.user.clone(),
-        hostname: Some(arguments.hostname.clone().unwrap_or_else(|| id.to_string())),
-        terminal: arguments.tty.then(|| terminal_size(arguments.detach)),
-    }
-}
-
-/// The size of the container's terminal: ours, if there is somebody at it.
-fn terminal_size(detached: bool) -> TerminalSize {
-    let size = (!detached).then(terminal::our_size).flatten();
-    TerminalSize {
-        columns: size.map_or(0, |size| size.columns),
-        rows: size.map_or(0, |size| size.rows),
-    }
-}
-
-/// Each `KEY=VALUE`, with the caller's value where only a key is given; nothing where the caller has none.
-pub fn with_values(variables: &[String]) -> Vec<String> {
-    let with_value = |variable: &String| {
-        if variable.contains('=') {
-            return Some(variable.clone());
-        }
-        let value = std::env::var(variable).ok()?;
-        Some(format!("{variable}={value}"))
-    };
-    variables.iter().filter_map(with_value).collect()
-}
-
-/// The signal by which an image wants to be stopped.
-fn stop_signal(named: &str) -> Result<i32> {
-    if named.is_empty() {
-        return Ok(libc::SIGTERM);
-    }
-    signal_names::parse(named)
-        .map_err(Error::msg)
-        .context("the image names a signal to stop it that cannot be sent")
 }

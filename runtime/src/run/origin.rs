@@ -10,6 +10,7 @@ use coracle_oci::spec::{self, Overrides};
 use coracle_oci::store::{Found, Lease, Store};
 use coracle_oci::user::{self, User};
 
+use super::wishes;
 use crate::cli::{Origin, Pull, RunArguments};
 use crate::config::Config;
 use crate::image::{Unpacking, fetch};
@@ -73,7 +74,7 @@ impl Tree {
 
     /// The signal that asks its container to end.
     pub fn stop_signal(&self) -> Result<i32> {
-        super::stop_signal(&self.config.config.stop_signal)
+        wishes::stop_signal(&self.config.config.stop_signal)
     }
 
     /// Whom the container runs as, by the tree's own user database.
