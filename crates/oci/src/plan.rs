@@ -22,7 +22,7 @@ use crate::volume::Volume;
 /// start.
 pub const MINIMUM_MEMORY_MIB: u64 = 96;
 /// Most memory that is taken for meant.
-const MAXIMUM_MEMORY_MIB: u64 = 16 << 20;
+pub const MAXIMUM_MEMORY_MIB: u64 = 16 << 20;
 /// Most volumes of a container.
 const VOLUME_LIMIT: usize = 256;
 /// Most disks of a virtual machine.

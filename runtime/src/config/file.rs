@@ -7,8 +7,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_network::{NetworkConfig, Subnet};
+use coracle_network::{Network, NetworkConfig, Subnet};
 use coracle_oci::layer::Options as UnpackOptions;
+use coracle_oci::plan::{MAXIMUM_MEMORY_MIB, MINIMUM_MEMORY_MIB};
 use coracle_registry::Options as RegistryOptions;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,8 @@ impl Default for NetworkKeys {
     }
 }
 
+/// The most blobs at once: each has a connection and a thread of its own.
+const MAXIMUM_PARALLEL: usize = 64;
 const AUTO: &str = "auto";
 const OFF: &str = "off";
 
@@ -131,20 +134,36 @@ impl File {
             "run.cpus is {}, and should be 1 to 32",
             run.cpus
         );
+        ensure!(
+            (MINIMUM_MEMORY_MIB..=MAXIMUM_MEMORY_MIB).contains(&run.memory),
+            "run.memory is {} MiB, and should be {MINIMUM_MEMORY_MIB} to {MAXIMUM_MEMORY_MIB}",
+            run.memory
+        );
         ensure!(run.boot_timeout > 0, "run.boot_timeout is 0 s");
-        let network = run
+        let network: Vec<_> = run
             .network
             .iter()
             .map(|name| name.parse())
             .collect::<Result<_, _>>()
             .context("run.network names none")?;
+        ensure!(
+            network.len() <= 1 || !network.contains(&Network::None),
+            "run.network has none beside others"
+        );
         let parallel = NonZeroUsize::new(self.registry.parallel)
-            .context("registry.parallel is 0, and should be 1 or more")?;
+            .filter(|parallel| parallel.get() <= MAXIMUM_PARALLEL)
+            .with_context(|| {
+                let parallel = self.registry.parallel;
+                format!("registry.parallel is {parallel}, and should be 1 to {MAXIMUM_PARALLEL}")
+            })?;
         ensure!(
             self.registry.tries > 0,
             "registry.tries is 0, and should be 1 or more"
         );
         ensure!(self.log.limit > 0, "log.limit is 0 MiB");
+        ensure!(self.image.limit > 0, "image.limit is 0 GiB");
+        ensure!(self.image.entries > 0, "image.entries is 0");
+        ensure!(self.network.cni_deadline > 0, "network.cni_deadline is 0 s");
         let mut registry = RegistryOptions::from_environment();
         registry.insecure = self.registry.insecure;
         registry.parallel = parallel;

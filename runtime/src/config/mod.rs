@@ -52,6 +52,11 @@ impl Config {
         Self::parse(&text, root).with_context(what)
     }
 
+    #[cfg(test)]
+    pub fn of_nothing() -> Self {
+        Self::parse("", Path::new("/var/lib/coracle")).unwrap()
+    }
+
     fn parse(text: &str, root: &Path) -> Result<Self> {
         let table: toml::Table = text.parse()?;
         if !table.is_empty()
@@ -126,6 +131,21 @@ mod tests {
     #[case::section("[netwrok]\n", "there is no key netwrok; is network meant?")]
     #[case::far("[run]\nxyzzyxyzzy = 1", "there is no key run.xyzzyxyzzy")]
     #[case::value("[run]\ncpus = 33", "run.cpus is 33, and should be 1 to 32")]
+    #[case::memory(
+        "[run]\nmemory = 1",
+        "run.memory is 1 MiB, and should be 96 to 16777216"
+    )]
+    #[case::none_and_one(
+        "[run]\nnetwork = [\"none\", \"host-nat\"]",
+        "run.network has none beside others"
+    )]
+    #[case::parallel(
+        "[registry]\nparallel = 1000000",
+        "registry.parallel is 1000000, and should be 1 to 64"
+    )]
+    #[case::no_image("[image]\nlimit = 0", "image.limit is 0 GiB")]
+    #[case::no_entries("[image]\nentries = 0", "image.entries is 0")]
+    #[case::no_time("[network]\ncni_deadline = 0", "network.cni_deadline is 0 s")]
     #[case::network("[run]\nnetwork = [\"a/b\"]", "run.network")]
     #[case::kind("[run]\nmemory = \"much\"", "memory")]
     #[case::syntax("[run", "expected")]
