@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use coracle_network::ipnet::IpNet;
 use coracle_network::{MacAddress, Network, PortMapping};
@@ -40,12 +41,91 @@ pub struct NetworkArguments {
 
 impl NetworkArguments {
     /// The networks that a container is attached to.
-    pub fn networks(&self, config: &Config) -> Vec<Network> {
+    ///
+    /// # Errors
+    ///
+    /// Where `none` is beside others, or something is wanted of a network and there is none: what a user chooses is
+    /// honoured or refused, never passed over.
+    pub fn networks(&self, config: &Config) -> Result<Vec<Network>> {
         let networks = match self.network.as_slice() {
             [] => &config.run.network,
             named => named,
         };
         let is_one = |network: &&Network| **network != Network::None;
-        networks.iter().filter(is_one).cloned().collect()
+        let attached: Vec<_> = networks.iter().filter(is_one).cloned().collect();
+        ensure!(
+            attached.is_empty() || attached.len() == networks.len(),
+            "the network none cannot be beside others"
+        );
+        if let Some(option) = self.first_wish().filter(|_| attached.is_empty()) {
+            bail!("{option} needs a network, and the container has none");
+        }
+        Ok(attached)
+    }
+
+    /// The first option that says something of a network.
+    fn first_wish(&self) -> Option<&'static str> {
+        [
+            ("--publish", self.publish.is_empty()),
+            ("--ip", self.ip.is_empty()),
+            ("--gateway", self.gateway.is_empty()),
+            ("--mac", self.mac.is_none()),
+            ("--dns", self.dns.is_empty()),
+            ("--dns-search", self.dns_search.is_empty()),
+        ]
+        .into_iter()
+        .find_map(|(option, is_unset)| (!is_unset).then_some(option))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        network: NetworkArguments,
+    }
+
+    fn networks(words: &[&str], by_default: &str) -> Result<Vec<Network>> {
+        let words = [&["coracle"], words].concat();
+        let mut config = Config::of_nothing();
+        config.run.network = vec![by_default.parse().unwrap()];
+        Line::parse_from(words).network.networks(&config)
+    }
+
+    #[rstest]
+    #[case::port(&["--network=none", "-p=80:80"], "none", "--publish needs a network, and the container has none")]
+    #[case::by_the_file(&["-p=80:80"], "none", "--publish needs a network, and the container has none")]
+    #[case::address(&["--network=none", "--ip=10.0.0.2/24"], "host-nat", "--ip needs a network, and the container has none")]
+    #[case::gateway(&["--gateway=10.0.0.1"], "none", "--gateway needs a network, and the container has none")]
+    #[case::mac(&["--mac=02:00:00:00:00:01"], "none", "--mac needs a network, and the container has none")]
+    #[case::dns(&["--dns=10.0.0.1"], "none", "--dns needs a network, and the container has none")]
+    #[case::search(&["--dns-search=lan"], "none", "--dns-search needs a network, and the container has none")]
+    #[case::none_and_one(&["--network=none", "--network=host-nat"], "none", "the network none cannot be beside others")]
+    fn what_cannot_be_honoured_is_refused(
+        #[case] words: &[&str],
+        #[case] by_default: &str,
+        #[case] expected: &str,
+    ) {
+        let error = networks(words, by_default).unwrap_err();
+
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[rstest]
+    #[case::by_default(&["-p=80:80"], "host-nat", &[Network::HostNat])]
+    #[case::named(&["--network=host-nat", "--dns=10.0.0.1"], "none", &[Network::HostNat])]
+    #[case::none(&["--network=none"], "host-nat", &[])]
+    fn networks_are(
+        #[case] words: &[&str],
+        #[case] by_default: &str,
+        #[case] expected: &[Network],
+    ) {
+        assert_eq!(networks(words, by_default).unwrap(), expected);
     }
 }

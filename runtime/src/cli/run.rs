@@ -42,7 +42,13 @@ pub struct RunArguments {
     )]
     pub rest: Vec<String>,
     /// When to get the image from its registry
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        conflicts_with = "rootfs"
+    )]
     pub pull: Pull,
     /// Run on this directory tree instead of an image; the tree itself is never written
     #[arg(long, value_name = "DIR")]
@@ -216,6 +222,7 @@ mod tests {
     #[case::too_many_cpus(&["--cpus", "33", "image"])]
     #[case::no_time(&["--boot-timeout", "0", "image"])]
     #[case::bad_name(&["--name", "a/b", "image"])]
+    #[case::pull_of_no_image(&["--pull", "always", "--rootfs", "/tree", "sh"])]
     #[case::unknown_option(&["--nonsense", "image"])]
     fn bad_words_are_refused(#[case] words: &[&str]) {
         let words = [&["coracle", "run"], words].concat();

@@ -34,7 +34,7 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
     let mut connection = connect(&found)?;
     let request = Request::Exec(Exec {
         command: arguments.command.clone(),
-        env: with_values(&arguments.env),
+        env: with_values(&arguments.env)?,
         workdir: arguments.workdir.clone(),
         user: arguments.user.clone(),
         stdin: arguments.interactive,

@@ -37,7 +37,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, ensure};
 use coracle_agent_api::SHARE_PATH;
 use coracle_network::Attachment;
-use coracle_oci::plan::{self, SandboxPlan, VmShape};
+use coracle_oci::plan::{self, SandboxPlan};
 use coracle_oci::store::Lease;
 use coracle_oci::volume::Volume;
 use coracle_vmm::EmptyNetwork;
@@ -69,7 +69,7 @@ const CUT_OFF: u8 = 137;
 
 /// Runs a container, to its end or to its start in the background, and returns the status to exit with.
 pub fn run(directories: &Directories, config: &Config, arguments: &RunArguments) -> Result<u8> {
-    check(directories, arguments)?;
+    check(directories, config, arguments)?;
     let place = Place {
         directories,
         config,
@@ -101,11 +101,12 @@ fn run_container(place: Place<'_>, keeper: Option<Keeper>, ready: Option<Ready>)
 }
 
 /// Fails early and clearly where nothing can come of it.
-fn check(directories: &Directories, arguments: &RunArguments) -> Result<()> {
+fn check(directories: &Directories, config: &Config, arguments: &RunArguments) -> Result<()> {
     ensure!(
         !(arguments.interactive && arguments.tty && !arguments.detach) || io::stdin().is_terminal(),
         "standard input is no terminal, so the container's cannot be one (leave out -t)"
     );
+    wishes::check(arguments, config)?;
     let guest = guest_files(directories, arguments);
     guest.open_kernel()?;
     guest.open_initramfs()?;
@@ -176,17 +177,14 @@ impl<'r> Run<'r> {
         let directory = RunDirectory::create(&places)?;
         let mut record = wishes::record(&directory, arguments);
         directory.announce(arguments.name.as_ref(), &record)?;
-        let overrides = wishes::overrides(arguments, directory.id());
+        let overrides = wishes::overrides(arguments, Some(directory.id()))?;
         let tree = Tree::find(&directories.root, config, arguments)?;
         // Until here a signal ends the process, and the janitor cleans up.
         let signals = Forwarding::catch()?;
         let jail = EmptyNetwork::begin().context("cannot make a network namespace")?;
         let plan = SandboxPlan::new(plan::Request {
             id: directory.id().as_str(),
-            vm: VmShape {
-                vcpus: arguments.cpus.unwrap_or(config.run.cpus),
-                memory_mib: arguments.memory.unwrap_or(config.run.memory_mib),
-            },
+            vm: wishes::vm_shape(arguments, config),
             config: &tree.config,
             overrides: &overrides,
             user: &tree.user(&overrides)?,
@@ -209,8 +207,9 @@ impl<'r> Run<'r> {
             .transpose()?;
         let listener = Listener::bind(directory.state())?;
         share::make(&plan, &directory, &guest_files(directories, arguments))?;
-        let attachment = network::make(directory.id(), &arguments.network, config)?;
-        record.note_network(&arguments.network.networks(config), attachment.as_ref());
+        let networks = arguments.network.networks(config)?;
+        let attachment = network::make(directory.id(), &networks, &arguments.network, config)?;
+        record.note_network(&networks, attachment.as_ref());
         etc::write(&plan, directory.id(), attachment.as_ref())?;
         let ready = ready
             .map(|ready| ready.leaving_messages(directory.container()))

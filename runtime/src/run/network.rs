@@ -8,22 +8,26 @@ use coracle_agent_api::messages::{
     CreateSandboxRequest, Interface as GuestInterface, Neighbour as GuestNeighbour,
     Route as GuestRoute,
 };
-use coracle_network::{Addressing, Attachment, DnsOverrides, Request, attach};
+use coracle_network::{Addressing, Attachment, DnsOverrides, Network, Request, attach};
 use coracle_vmm::Net;
 
 use crate::cli::NetworkArguments;
 use crate::config::Config;
 use crate::container::Id;
 
-/// Makes the network that was asked for; nothing where that is none.
-pub fn make(id: &Id, arguments: &NetworkArguments, config: &Config) -> Result<Option<Attachment>> {
-    let networks = arguments.networks(config);
+/// Makes the networks, of which the arguments say more; nothing where there are none.
+pub fn make(
+    id: &Id,
+    networks: &[Network],
+    arguments: &NetworkArguments,
+    config: &Config,
+) -> Result<Option<Attachment>> {
     if networks.is_empty() {
         return Ok(None);
     }
     let request = Request {
         id: id.as_str(),
-        networks: &networks,
+        networks,
         ports: &arguments.publish,
         addressing: &Addressing {
             addresses: arguments.ip.clone(),
