@@ -4,6 +4,7 @@
 //! ```text
 //! <root>/containers/<id>    locked by the process that runs the container for as long as it does
 //!     record.json           what it is and how it fares: written anew at each step, by its runner alone
+//!     record.json.new       while it runs: the room that its end takes, should the disk be full by then
 //!     upper                 what the container has written
 //!     work                  overlayfs's own, while it runs
 //!     messages              what its runner had to say in the background

@@ -19,6 +19,9 @@ const UNFINISHED: &str = "record.json.new";
 /// The most bytes of a record: the command and the environment may be long.
 const LIMIT: u64 = 8 << 20;
 
+/// The most bytes by which a record grows at its container's end.
+const REASON: usize = 8 << 10;
+
 /// What is known of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -110,17 +113,43 @@ impl Record {
         let path = directory.join(UNFINISHED);
         let what = || format!("cannot write {}", path.display());
         let text = serde_json::to_vec(self).with_context(what)?;
-        let mut file = File::create(&path).with_context(what)?;
+        ensure!(
+            text.len() as u64 <= LIMIT,
+            "the container's record is too long: {} bytes",
+            text.len()
+        );
+        // What was reserved is written over, which needs no further room.
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(what)?;
         file.write_all(&text).with_context(what)?;
+        file.set_len(text.len() as u64).with_context(what)?;
         if !self.remove && self.status != Status::Starting {
             file.sync_data().with_context(what)?;
         }
         fs::rename(&path, directory.join(FILE)).with_context(what)
     }
+
+    /// Takes the room on the disk for the next [`Self::write`]: whatever fills the disk by then, how the container
+    /// ended can be told.
+    pub fn reserve(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(UNFINISHED);
+        let what = || format!("cannot make {}", path.display());
+        let text = serde_json::to_vec(self).with_context(what)?;
+        // Not by fallocate(2): where blocks are not written yet, the first write may need others still.
+        fs::write(&path, vec![b' '; text.len() + REASON]).with_context(what)
+    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::io::ErrorKind;
+
+    use rustix::mount::{MountFlags, UnmountFlags};
+
     use super::*;
 
     /// A record of a container that runs.
@@ -159,6 +188,41 @@ pub(super) mod tests {
 
         assert_eq!(Record::read(directory.path()).unwrap(), record);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn room_that_was_reserved_is_enough_on_a_full_disk() {
+        let disk = tempfile::tempdir().unwrap();
+        let options = Some(c"size=1m");
+        rustix::mount::mount("disk", disk.path(), "tmpfs", MountFlags::empty(), options).unwrap();
+        let mut record = running("0123456789ab", "web");
+        record.write(disk.path()).unwrap();
+        record.reserve(disk.path()).unwrap();
+        let filled = fs::write(disk.path().join("filler"), vec![0; 2 << 20]);
+        record.status = Status::Exited {
+            at: Time::now(),
+            status: 7,
+            reason: Some("x".repeat(4000)),
+        };
+
+        let written = record.write(disk.path());
+
+        let found = Record::read(disk.path());
+        rustix::mount::unmount(disk.path(), UnmountFlags::DETACH).unwrap();
+        assert_eq!(filled.unwrap_err().kind(), ErrorKind::StorageFull);
+        written.unwrap();
+        assert_eq!(found.unwrap(), record);
+    }
+
+    #[test]
+    fn record_that_could_not_be_read_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = running("0123456789ab", "web");
+        record.plan = Some("x".repeat(usize::try_from(LIMIT).unwrap()).into());
+
+        let error = record.write(directory.path()).unwrap_err();
+
+        assert!(error.to_string().contains("is too long"), "{error}");
     }
 
     #[test]
