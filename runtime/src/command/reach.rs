@@ -31,6 +31,8 @@ pub fn connect(found: &Found) -> Result<Connection> {
     match found.state {
         State::Running { .. } => {}
         State::Starting => bail!("container {name} is only starting"),
+        // Its runner may wait for whoever reads what is left of its output.
+        State::Exited { .. } if found.is_held => {}
         State::Exited { .. } | State::Lost => bail!("container {name} does not run"),
     }
     Connection::open(&found.directories.state)

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
 use super::ending::{CLEARING_UP, put_to_death};
-use super::reach::{for_each, wait_until_dead};
+use super::reach::{ask, for_each, wait_until_dead};
 use crate::cli::{Directories, RmArguments};
 use crate::container::{Found, remove_tree};
+use crate::control::Request;
 
 /// Removes containers that have ended.
 pub fn rm(directories: &Directories, arguments: &RmArguments) -> Result<u8> {
@@ -23,6 +24,9 @@ pub fn rm(directories: &Directories, arguments: &RmArguments) -> Result<u8> {
                 );
             }
             put_to_death(&mut found)?;
+        } else if arguments.force && found.is_held {
+            // Whoever reads what is left of its output is not waited for.
+            let _ = ask(&found, &Request::End);
         }
         // Whoever ran it may still be clearing up.
         wait_until_dead(&mut found, CLEARING_UP);

@@ -1,7 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Why a guest failed, told from what it left behind: its console's log.
 
+use anyhow::Error;
+
 use crate::printable::shortened;
+
+/// Why a run failed, by whose doing.
+pub enum Failure {
+    /// The guest did not do what was asked of it: what it left behind may say why.
+    Guests(Error),
+    /// Something on the host, in which the guest has no part.
+    Ours(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Ours(error)
+    }
+}
 
 /// Lines of the guest's console that are shown with a failure.
 const LINES_SHOWN: usize = 25;

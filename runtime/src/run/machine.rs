@@ -18,8 +18,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::devices::Devices;
 use super::failure;
+use super::guest::{CommandFailed, Refused};
 use super::listeners::{SOCKET, through_descriptor};
-use super::patience::{Patience, TimedOut};
+use super::patience::{Interrupted, Patience, TimedOut};
 use super::processes::{FIRST_FD, RoleProcess};
 use super::vmm::VmmControl;
 use crate::container::RunDirectory;
@@ -130,7 +131,7 @@ impl Machine {
     }
 
     /// Waits until the guest runs.
-    pub fn wait_until_running(&mut self, patience: &mut Patience) -> Result<()> {
+    pub fn wait_until_running(&self, patience: &mut Patience) -> Result<()> {
         patience.wait(self.control.as_fd(), None)?;
         match self.control.event(None) {
             Some(Event::Running) => Ok(()),
@@ -154,8 +155,12 @@ impl Machine {
         [self.console.as_fd(), self.keyboard.as_fd()]
     }
 
-    /// The reason for `error`, a failure to get along with the guest, as far as it can be found.
+    /// The reason for `error`, a failure to get along with the guest, as far as it can be found. What the guest refused,
+    /// or the user interrupted, needs none.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<Refused>() {
+            return error;
+        }
         let hang = error
             .is::<TimedOut>()
             .then(|| self.control.hang())

@@ -18,6 +18,7 @@ mod machine;
 pub mod mounts;
 mod network;
 mod origin;
+mod outputs;
 mod patience;
 mod processes;
 mod share;
@@ -41,13 +42,16 @@ use coracle_oci::plan::{self, SandboxPlan};
 use coracle_oci::store::Lease;
 use coracle_oci::volume::Volume;
 use coracle_vmm::EmptyNetwork;
+use tracing::warn;
 
 use self::detach::Ready;
 use self::devices::Devices;
-use self::guest::{CommandFailed, Guest, Refused};
+use self::failure::Failure;
+use self::guest::{CommandFailed, Guest};
 use self::listeners::{AgentListener, Shape, StreamListeners, StreamPorts, Streams};
 use self::machine::Machine;
 use self::origin::Tree;
+use self::outputs::Outputs;
 use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
 use crate::EXIT_FAILURE;
@@ -57,7 +61,7 @@ use crate::container::{Places, Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Sink, Stream, start_input};
-use crate::printable::printable;
+use crate::printable::{printable, shortened};
 use crate::terminal::Keeper;
 
 pub use self::listeners::through_descriptor;
@@ -146,7 +150,6 @@ struct Run<'r> {
 /// What is used up by a run's life.
 struct Live {
     listener: Listener,
-    signals: Forwarding,
     /// What the machine's processes are shut into.
     jail: EmptyNetwork,
     ready: Option<Ready>,
@@ -179,8 +182,6 @@ impl<'r> Run<'r> {
         directory.announce(arguments.name.as_ref(), &record)?;
         let overrides = wishes::overrides(arguments, Some(directory.id()))?;
         let tree = Tree::find(&directories.root, config, arguments)?;
-        // Until here a signal ends the process, and the janitor cleans up.
-        let signals = Forwarding::catch()?;
         let jail = EmptyNetwork::begin().context("cannot make a network namespace")?;
         let plan = SandboxPlan::new(plan::Request {
             id: directory.id().as_str(),
@@ -199,7 +200,8 @@ impl<'r> Run<'r> {
             },
         })?;
         record.stop_signal = tree.stop_signal()?;
-        record.plan = serde_json::to_value(&plan).ok();
+        let written = serde_json::to_value(&plan);
+        record.plan = Some(written.context("the container's plan cannot be written down")?);
         record.tree = tree.path;
         let log = arguments
             .is_logged()
@@ -211,12 +213,13 @@ impl<'r> Run<'r> {
         let attachment = network::make(directory.id(), &networks, &arguments.network, config)?;
         record.note_network(&networks, attachment.as_ref());
         etc::write(&plan, directory.id(), attachment.as_ref())?;
+        record.write(directory.container())?;
+        record.reserve(directory.container())?;
         let ready = ready
             .map(|ready| ready.leaving_messages(directory.container()))
             .transpose()?;
         let live = Live {
             listener,
-            signals,
             jail,
             ready,
         };
@@ -236,32 +239,16 @@ impl<'r> Run<'r> {
     /// Starts the machine and stays until its container has ended; returns the container's status.
     fn live(mut self, live: Live) -> Result<u8> {
         let outcome = self.serve(live);
-        if self.record.status != Status::Starting {
-            let (status, reason) = match &outcome {
-                Ok(End::Exited {
-                    status,
-                    out_of_memory,
-                }) => (*status, out_of_memory.then(|| "out of memory".to_owned())),
-                Ok(End::CutOff) => (CUT_OFF, Some("its machine was ended".to_owned())),
-                Err(error) => (EXIT_FAILURE, Some(printable(&format!("{error:#}")))),
-            };
-            self.record.status = Status::Exited {
-                at: Time::now(),
-                status,
-                reason,
-            };
-            self.record.write(self.directory.container())?;
+        if let Err(error) = &outcome {
+            let reason = shortened(&printable(&format!("{error:#}")));
+            self.ended(EXIT_FAILURE, Some(reason));
         }
-        outcome.map(|end| match end {
-            End::Exited { status, .. } => status,
-            End::CutOff => CUT_OFF,
-        })
+        outcome
     }
 
-    fn serve(&mut self, live: Live) -> Result<End> {
+    fn serve(&mut self, live: Live) -> Result<u8> {
         let Live {
             listener,
-            signals,
             jail,
             ready,
         } = live;
@@ -272,21 +259,21 @@ impl<'r> Run<'r> {
         let streams = StreamListeners::bind(&vsock, ports)?;
         let devices = Devices::open(&self.plan, self.place.arguments, self.attachment.as_ref())?;
         let messages = ready.as_ref().map(Ready::messages);
+        // Until here a signal ends the process, and the janitor cleans up.
+        let signals = Forwarding::catch()?;
         let mut machine =
             Machine::start(&self.plan, &self.directory, &guest, devices, jail, messages)?;
         let mut patience = Patience::new(self.boot_timeout(), signals);
-        let outcome = machine.wait_until_running(&mut patience).and_then(|()| {
+        let begun = machine.wait_until_running(&mut patience).and_then(|()| {
             let guest = agent.connect(&mut patience, machine.control())?;
-            let (guest, streams) = self.create(guest, streams, ports, &mut patience)?;
+            self.create(guest, streams, ports, &mut patience)
+        });
+        let outcome = begun.map_err(Failure::Guests).and_then(|(guest, streams)| {
             self.converse(guest, streams, &machine, &listener, patience, ready)
         });
-        outcome.map_err(|error| {
-            // What the guest refused, or the user interrupted, needs no explanation.
-            if error.is::<CommandFailed>() || error.is::<Interrupted>() || error.is::<Refused>() {
-                error
-            } else {
-                machine.explain(error)
-            }
+        outcome.map_err(|failure| match failure {
+            Failure::Ours(error) => error,
+            Failure::Guests(error) => machine.explain(error),
         })
     }
 
@@ -306,7 +293,8 @@ impl<'r> Run<'r> {
         Ok((guest, listeners.accept()?))
     }
 
-    /// Has the guest start the container's command, and stays until that has ended.
+    /// Has the guest start the container's command, and stays until that has ended and all that it put out is through;
+    /// returns its status.
     fn converse(
         &mut self,
         mut guest: Guest<'_>,
@@ -315,14 +303,16 @@ impl<'r> Run<'r> {
         listener: &Listener,
         mut patience: Patience,
         ready: Option<Ready>,
-    ) -> Result<End> {
+    ) -> Result<u8, Failure> {
         let silent = self.place.arguments.detach;
-        let stdout = self.output(Stream::Stdout, streams.stdout, (!silent).then(io::stdout))?;
-        let stderr = streams
-            .stderr
-            .map(|stream| self.output(Stream::Stderr, stream, (!silent).then(io::stderr)))
-            .transpose()?;
-        guest.start(&mut patience)?;
+        let outputs = Outputs {
+            stdout: self.output(Stream::Stdout, streams.stdout, (!silent).then(io::stdout))?,
+            stderr: streams
+                .stderr
+                .map(|stream| self.output(Stream::Stderr, stream, (!silent).then(io::stderr)))
+                .transpose()?,
+        };
+        guest.start(&mut patience).map_err(Failure::Guests)?;
         self.started(ready)?;
         // In the background there is nobody to type: the stream stays open, and nothing comes.
         let mut stdin = streams.stdin;
@@ -331,12 +321,24 @@ impl<'r> Run<'r> {
         }
         let vsock = self.directory.vsock();
         let signals = patience.into_signals();
-        let end = Supervisor::new(guest, machine, &self.plan, &vsock, signals).run(listener)?;
-        if end != End::CutOff {
-            stdout.finish()?;
-            stderr.map_or(Ok(()), Output::finish)?;
+        let end = Supervisor::new(guest, machine, &self.plan, &vsock, signals)
+            .run(listener)
+            .map_err(Failure::Guests)?;
+        match end {
+            End::CutOff => {
+                self.ended(CUT_OFF, Some("its machine was ended".to_owned()));
+                Ok(CUT_OFF)
+            }
+            End::Exited {
+                status,
+                out_of_memory,
+            } => {
+                // Before its output is through: a reader that stands still keeps nobody from knowing.
+                self.ended(status, out_of_memory.then(|| "out of memory".to_owned()));
+                outputs.finish(listener)?;
+                Ok(status)
+            }
         }
-        Ok(end)
     }
 
     /// The container's command runs.
@@ -346,10 +348,29 @@ impl<'r> Run<'r> {
             runner: std::process::id(),
         };
         self.record.write(self.directory.container())?;
+        if let Err(error) = self.record.reserve(self.directory.container()) {
+            warn!("the container's end may not be recorded: {error:#}");
+        }
         if let Some(keeper) = &self.keeper {
             keeper.make_raw()?;
         }
         ready.map_or(Ok(()), |ready| ready.tell(self.directory.id()))
+    }
+
+    /// The container's command has ended, if it ran and that is not known yet. Whether it can be recorded or not, whoever
+    /// waits for the container is told.
+    fn ended(&mut self, status: u8, reason: Option<String>) {
+        if !matches!(self.record.status, Status::Running { .. }) {
+            return;
+        }
+        self.record.status = Status::Exited {
+            at: Time::now(),
+            status,
+            reason,
+        };
+        if let Err(error) = self.record.write(self.directory.container()) {
+            warn!("the container's end is not recorded: {error:#}");
+        }
     }
 
     /// Begins to hand on what comes from `guest`: into the log, and to a stream of ours.

@@ -60,6 +60,12 @@ impl Tree {
         let path = path
             .canonicalize()
             .with_context(|| format!("cannot use {} as a root", path.display()))?;
+        // In what is kept of the container, paths are text.
+        ensure!(
+            path.to_str().is_some(),
+            "cannot use {} as a root: its name is not UTF-8",
+            path.display()
+        );
         ensure!(
             path.is_dir(),
             "cannot use {} as a root: it is not a directory",
@@ -103,4 +109,26 @@ fn in_store(store: &Store, config: &Config, name: &Name, pull: Pull) -> Result<F
     store
         .find(name)?
         .with_context(|| format!("the image {familiar} was removed meanwhile"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn directory_whose_name_is_no_text_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join(OsStr::from_bytes(b"\xff"));
+        std::fs::create_dir(&tree).unwrap();
+
+        let error = Tree::of_directory(&tree).err().unwrap();
+
+        assert!(
+            error.to_string().ends_with("its name is not UTF-8"),
+            "{error}"
+        );
+    }
 }
