@@ -2,22 +2,31 @@
 //! What a machine has besides what every container needs: disks, networks, a debugger's socket, and devices that other
 //! processes serve.
 
-use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use coracle_network::Attachment;
 use coracle_oci::plan::{SandboxPlan, VirtualDisk};
 use coracle_vmm::{Disk, Net, VhostUser};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::listeners::through_descriptor;
-use super::network;
+use super::{gdb, network};
 use crate::cli::RunArguments;
+
+/// How long somebody who is busy may take to have room for us.
+const BUSY: Duration = Duration::from_secs(5);
+/// How long a disk may be looked at by another run that starts.
+const LOOK: Duration = Duration::from_millis(200);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The devices, with their descriptors.
 pub struct Devices {
@@ -34,15 +43,16 @@ impl Devices {
         plan: &SandboxPlan,
         arguments: &RunArguments,
         attachment: Option<&Attachment>,
+        gdb: Option<&gdb::Socket>,
     ) -> Result<Self> {
         let blocks = arguments.vhost_user_blk.iter().map(|path| {
             Ok(VhostUser::Block {
-                socket: connect(path)?,
+                socket: connect_to_back_end(path)?,
             })
         });
         let nets = (0..).zip(&arguments.vhost_user_net).map(|(place, path)| {
             Ok(VhostUser::Net {
-                socket: connect(path)?,
+                socket: connect_to_back_end(path)?,
                 mac: mac(&plan.id, place),
                 mtu: None,
             })
@@ -51,12 +61,10 @@ impl Devices {
             disks: plan.disks.iter().map(open_disk).collect::<Result<_>>()?,
             nets: network::devices(attachment)?,
             vhost_user: blocks.chain(nets).collect::<Result<_>>()?,
-            gdb: arguments
-                .gdb
-                .as_deref()
-                .map(listen)
-                .transpose()?
-                .map(OwnedFd::from),
+            gdb: gdb
+                .map(|socket| socket.as_fd().try_clone_to_owned())
+                .transpose()
+                .context("cannot duplicate the socket for gdb")?,
             gdb_wait: arguments.gdb_wait,
         })
     }
@@ -64,50 +72,87 @@ impl Devices {
 
 fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
     let what = || format!("cannot use the disk {}", disk.source.display());
-    // What is neither file nor block device might wait for somebody once it is opened.
-    let kind = fs::metadata(&disk.source).with_context(what)?.file_type();
+    // What is neither file nor block device might wait for somebody once it is opened, or do something: it is looked at
+    // before, and what is opened is what was looked at.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = open(&disk.source, flags, Mode::empty()).with_context(what)?;
+    let kind = FileType::from_raw_mode(fstat(&found).with_context(what)?.st_mode);
     ensure!(
-        kind.is_file() || kind.is_block_device(),
+        matches!(kind, FileType::RegularFile | FileType::BlockDevice),
         "{}: it is neither a regular file nor a block device",
         what()
     );
-    let file = File::options()
-        .read(true)
-        .write(!disk.read_only)
-        .open(&disk.source)
-        .with_context(what)?;
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let access = match disk.read_only {
+        true => OFlags::RDONLY,
+        false => OFlags::RDWR,
+    };
+    let open = |flags| open(&path, access | OFlags::CLOEXEC | flags, Mode::empty());
+    let file = if kind == FileType::BlockDevice {
+        // What the host itself has mounted there, or put into a volume group, is not to change under it.
+        let alone = match until(LOOK, Errno::BUSY, || open(OFlags::EXCL)) {
+            Err(Errno::BUSY) => bail!("{}: it is mounted, or in use otherwise", what()),
+            opened => opened.with_context(what)?,
+        };
+        match disk.read_only {
+            // Others may read it, too.
+            true => open(OFlags::empty()).with_context(what)?,
+            false => alone,
+        }
+    } else {
+        open(OFlags::empty()).with_context(what)?
+    };
     Ok(Disk {
-        file: file.into(),
+        file,
         read_only: disk.read_only,
         serial: disk.serial.clone(),
     })
 }
 
-fn connect(path: &Path) -> Result<OwnedFd> {
-    let stream = through_descriptor(path, UnixStream::connect).with_context(|| {
-        format!(
-            "cannot connect to the vhost-user back end at {}",
-            path.display()
-        )
-    })?;
-    Ok(stream.into())
-}
-
-/// Listens for a debugger. A socket that nobody listens on any more is replaced.
-fn listen(path: &Path) -> Result<UnixListener> {
-    let listen = || through_descriptor(path, UnixListener::bind);
-    let listener = match listen() {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {
-            fs::remove_file(path).and_then(|()| listen())
+/// Connects to the process that serves a device.
+fn connect_to_back_end(path: &Path) -> Result<OwnedFd> {
+    let try_connect = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let connected = through_descriptor(path, |path| {
+            Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
+        });
+        match connected {
+            Ok(()) => Ok(socket),
+            Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)),
         }
-        listener => listener,
     };
-    listener.with_context(|| format!("cannot listen for gdb at {}", path.display()))
+    // A socket with as many connections waiting as it takes has us try again.
+    until(BUSY, Errno::AGAIN, try_connect)
+        .and_then(|socket| {
+            ioctl_fionbio(&socket, false)?;
+            Ok(socket)
+        })
+        .map_err(|error| match error {
+            Errno::AGAIN => io::Error::other("it takes no connection"),
+            error => error.into(),
+        })
+        .with_context(|| {
+            format!(
+                "cannot connect to the vhost-user back end at {}",
+                path.display()
+            )
+        })
 }
 
-fn is_dead(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket && through_descriptor(path, |path: PathBuf| UnixStream::connect(path)).is_err()
+/// Tries until the outcome is another than `busy`, for as long as `patience` lasts.
+fn until<T>(
+    patience: Duration,
+    busy: Errno,
+    mut act: impl FnMut() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match act() {
+            Err(error) if error == busy && Instant::now() < deadline => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// An Ethernet address that nobody's vendor gave, for the device at this place in this container.
@@ -121,7 +166,51 @@ fn mac(id: &str, place: u64) -> [u8; 6] {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{File, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use rstest::rstest;
+    use rustix::fs::{CWD, mknodat};
+
     use super::*;
+
+    fn disk(source: impl Into<PathBuf>, read_only: bool) -> VirtualDisk {
+        VirtualDisk {
+            source: source.into(),
+            serial: "disk0".to_owned(),
+            read_only,
+        }
+    }
+
+    /// A block device that is a file's; it goes with this.
+    struct Loop {
+        path: PathBuf,
+        _file: tempfile::NamedTempFile,
+    }
+
+    impl Loop {
+        fn new() -> Self {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(1 << 20).unwrap();
+            let made = Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(file.path())
+                .output()
+                .unwrap();
+            assert!(made.status.success(), "{made:?}");
+            let path = String::from_utf8(made.stdout).unwrap().trim().into();
+            Self { path, _file: file }
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+        }
+    }
 
     #[test]
     fn addresses_of_devices_differ() {
@@ -129,44 +218,93 @@ mod tests {
         assert_ne!(mac("0123456789ab", 0), mac("0123456789ac", 0));
     }
 
-    #[test]
-    fn socket_of_a_dead_debugger_is_replaced_and_no_other_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let (socket, file) = (directory.path().join("gdb"), directory.path().join("file"));
-        drop(listen(&socket).unwrap());
-        fs::write(&file, "precious").unwrap();
+    #[rstest]
+    #[case::to_write(false)]
+    #[case::to_read(true)]
+    fn device_that_the_host_uses_is_no_disk(#[case] read_only: bool) {
+        let device = Loop::new();
+        // As a file system that is mounted has it.
+        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+        let mounted = open(&device.path, flags, Mode::empty()).unwrap();
 
-        let alive = listen(&socket).unwrap();
+        let error = open_disk(&disk(&device.path, read_only)).unwrap_err();
 
-        assert!(listen(&socket).is_err(), "somebody listens");
-        assert!(listen(&file).is_err());
-        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
-        drop(alive);
+        drop(mounted);
+        assert!(
+            error
+                .to_string()
+                .ends_with("it is mounted, or in use otherwise"),
+            "{error}"
+        );
+        open_disk(&disk(&device.path, read_only)).unwrap();
     }
 
     #[test]
-    fn fifo_is_no_disk() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR,
-            0,
-        )
-        .unwrap();
-        let disk = VirtualDisk {
-            source: path,
-            serial: "disk0".to_owned(),
-            read_only: true,
-        };
+    fn device_is_written_by_one_and_read_by_many() {
+        let device = Loop::new();
 
-        let error = open_disk(&disk).unwrap_err();
+        let readers = [(); 2].map(|()| open_disk(&disk(&device.path, true)).unwrap());
+        drop(readers);
+        let _writer = open_disk(&disk(&device.path, false)).unwrap();
+
+        assert!(open_disk(&disk(&device.path, true)).is_err());
+    }
+
+    #[rstest]
+    #[case::fifo(FileType::Fifo)]
+    #[case::character_device(FileType::CharacterDevice)]
+    #[case::socket(FileType::Socket)]
+    fn what_is_neither_file_nor_block_device_is_no_disk(#[case] kind: FileType) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("special");
+        mknodat(CWD, &path, kind, Mode::RUSR, 0).unwrap();
+
+        let error = open_disk(&disk(path, true)).unwrap_err();
 
         assert!(
             error.to_string().contains("neither a regular file"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn file_is_a_disk() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let other = tempfile::NamedTempFile::new().unwrap();
+        File::set_permissions(other.as_file(), Permissions::from_mode(0o400)).unwrap();
+
+        open_disk(&disk(file.path(), false)).unwrap();
+        open_disk(&disk(other.path(), true)).unwrap();
+    }
+
+    #[test]
+    fn back_end_that_takes_no_connection_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let busy = UnixListener::bind(&path).unwrap();
+        // One waits already, which is as many as may.
+        rustix::net::listen(&busy, 0).unwrap();
+        let _first = connect_to_back_end(&path).unwrap();
+        let begin = Instant::now();
+
+        let error = connect_to_back_end(&path).unwrap_err();
+
+        assert!(
+            format!("{error:#}").ends_with("it takes no connection"),
+            "{error:#}"
+        );
+        assert!(begin.elapsed() < 2 * BUSY);
+    }
+
+    #[test]
+    fn connection_to_a_back_end_waits_for_its_answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _back_end = UnixListener::bind(&path).unwrap();
+
+        let connection = connect_to_back_end(&path).unwrap();
+
+        let flags = rustix::fs::fcntl_getfl(&connection).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK));
     }
 }

@@ -12,6 +12,7 @@ mod detach;
 mod devices;
 mod etc;
 mod failure;
+mod gdb;
 mod guest;
 mod listeners;
 mod machine;
@@ -257,7 +258,11 @@ impl<'r> Run<'r> {
         let agent = AgentListener::bind(&vsock)?;
         let ports = StreamPorts::of_process(0, self.shape());
         let streams = StreamListeners::bind(&vsock, ports)?;
-        let devices = Devices::open(&self.plan, self.place.arguments, self.attachment.as_ref())?;
+        let arguments = self.place.arguments;
+        let gdb = arguments.gdb.as_deref();
+        let gdb = gdb.map(gdb::Socket::bind).transpose()?;
+        let attachment = self.attachment.as_ref();
+        let devices = Devices::open(&self.plan, arguments, attachment, gdb.as_ref())?;
         let messages = ready.as_ref().map(Ready::messages);
         // Until here a signal ends the process, and the janitor cleans up.
         let signals = Forwarding::catch()?;
