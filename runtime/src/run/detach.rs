@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 use crate::container::Id;
 
@@ -99,11 +99,52 @@ fn wait(read: OwnedFd, process: Pid) -> Result<u8> {
         let _ = io::stdout().write_all(id.as_bytes());
         return Ok(0);
     }
-    // It has said why itself.
     let ended = waitpid(Some(process), WaitOptions::empty())
         .context("cannot wait for the background")?
-        .and_then(|(_, status)| status.exit_status());
+        .map(|(_, status)| status);
+    if let Some(signal) = ended.and_then(WaitStatus::terminating_signal) {
+        bail!("the process that was to run the container was killed (signal {signal})");
+    }
+    // It has said why itself.
     Ok(ended
+        .and_then(|status| status.exit_status())
         .and_then(|status| u8::try_from(status).ok())
         .unwrap_or(crate::EXIT_FAILURE))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    /// What is heard of a background that does this.
+    fn hear(script: &str) -> Result<u8> {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let child = command.stdout(write).process_group(0).spawn().unwrap();
+        drop(command);
+        wait(read, Pid::from_child(&child))
+    }
+
+    #[test]
+    fn background_that_is_killed_is_told_of() {
+        let error = hear("kill -KILL $$").unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the process that was to run the container was killed (signal 9)"
+        );
+    }
+
+    #[rstest]
+    #[case::failed("exit 127", 127)]
+    #[case::running("echo 0123456789ab", 0)]
+    fn status_of_the_background_is_ours(#[case] script: &str, #[case] status: u8) {
+        assert_eq!(hear(script).unwrap(), status);
+    }
 }

@@ -388,9 +388,12 @@ impl<'r> Run<'r> {
         Output::start(stream, guest, sink)
     }
 
-    fn boot_timeout(&self) -> Duration {
-        let named = self.place.arguments.boot_timeout;
-        named.unwrap_or(self.place.config.run.boot_timeout)
+    /// How long the guest may take to start; a debugger may stop it for as long as it likes.
+    fn boot_timeout(&self) -> Option<Duration> {
+        let arguments = self.place.arguments;
+        let named = arguments.boot_timeout;
+        let timeout = named.unwrap_or(self.place.config.run.boot_timeout);
+        arguments.gdb.is_none().then_some(timeout)
     }
 
     fn shape(&self) -> Shape {

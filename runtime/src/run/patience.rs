@@ -24,25 +24,23 @@ pub struct TimedOut(u64);
 
 /// What all waits for one guest have in common.
 pub struct Patience {
-    timeout: Duration,
-    deadline: Instant,
+    /// The time for the present wait, and its end; nothing where it may take any time.
+    limit: Option<(Duration, Instant)>,
     signals: Forwarding,
 }
 
 impl Patience {
-    /// The guest has `timeout` from now on.
-    pub fn new(timeout: Duration, signals: Forwarding) -> Self {
+    /// The guest has `timeout` from now on; if that is nothing, as long as it takes: somebody may have stopped it.
+    pub fn new(timeout: Option<Duration>, signals: Forwarding) -> Self {
         Self {
-            timeout,
-            deadline: Instant::now() + timeout,
+            limit: timeout.map(until),
             signals,
         }
     }
 
-    /// The guest has done what it was waited for; it has `timeout` for what is next.
+    /// The guest has done what it was waited for; it has `timeout` for what is next, if there is a limit at all.
     pub fn renew(&mut self, timeout: Duration) {
-        self.timeout = timeout;
-        self.deadline = Instant::now() + timeout;
+        self.limit = self.limit.map(|_| until(timeout));
     }
 
     /// The signals that have not ended a wait.
@@ -70,10 +68,13 @@ impl Patience {
             {
                 return Err(Interrupted(signal).into());
             }
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(TimedOut(self.timeout.as_secs()).into());
+            let left = self
+                .limit
+                .map(|(_, end)| end.saturating_duration_since(Instant::now()));
+            if let (Some((timeout, _)), Some(Duration::ZERO)) = (self.limit, left) {
+                return Err(TimedOut(timeout.as_secs()).into());
             }
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
             let signals = self.signals.as_fd();
             let mut descriptors = [
                 (descriptor, events),
@@ -81,7 +82,7 @@ impl Patience {
                 (gone.unwrap_or(signals), PollFlags::IN),
             ]
             .map(|(each, events)| PollFd::from_borrowed_fd(each, events));
-            match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
+            match poll(&mut descriptors, left.as_ref()) {
                 Ok(0) | Err(Errno::INTR) => continue,
                 outcome => outcome.context("cannot wait for the guest")?,
             };
@@ -126,6 +127,10 @@ impl Patience {
     }
 }
 
+fn until(timeout: Duration) -> (Duration, Instant) {
+    (timeout, Instant::now() + timeout)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -134,7 +139,22 @@ mod tests {
     use super::*;
 
     fn patience(timeout: Duration) -> Patience {
-        Patience::new(timeout, Forwarding::catch().unwrap())
+        Patience::new(Some(timeout), Forwarding::catch().unwrap())
+    }
+
+    #[test]
+    fn guest_that_a_debugger_stops_has_any_time() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            guest.write_all(b"x").unwrap();
+        });
+        let mut patience = Patience::new(None, Forwarding::catch().unwrap());
+        patience.renew(Duration::from_millis(1));
+
+        patience.wait(host.as_fd(), None).unwrap();
+
+        late.join().unwrap();
     }
 
     #[test]

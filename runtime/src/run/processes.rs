@@ -47,8 +47,6 @@ impl RoleProcess {
             .args(words)
             .env_clear()
             .envs(std::env::var_os(log::VARIABLE).map(|level| (log::VARIABLE, level)))
-            // A terminal's Ctrl-C is for the container, not for what runs it.
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(messages);
@@ -65,6 +63,8 @@ impl RoleProcess {
         // SAFETY: the closure only makes system calls, which is allowed between fork and exec.
         unsafe {
             command.pre_exec(move || {
+                // A terminal's Ctrl-C, and its end, are for the container, not for what runs it.
+                rustix::process::setsid()?;
                 rustix::process::set_parent_process_death_signal(Some(
                     rustix::process::Signal::KILL,
                 ))?;

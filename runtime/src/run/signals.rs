@@ -13,27 +13,35 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
 
 /// Signals that arrive for as long as this lives. Its descriptor is readable when one has.
-pub struct Forwarding(SignalDelivery<UnixStream, SignalOnly>);
+pub struct Forwarding {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    caught: Vec<i32>,
+}
 
 impl Forwarding {
-    /// Catches the signals from now on; they wait until they are asked for.
+    /// Catches the signals from now on; they wait until they are asked for. One that whoever started this process has it
+    /// ignore (`nohup`, a shell's `&`) is not for the container either.
     pub fn catch() -> Result<Self> {
         let (read, write) = UnixStream::pair().context("cannot make a socket pair for signals")?;
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, FORWARDED)
+        let caught: Vec<_> = FORWARDED
+            .into_iter()
+            .filter(|signal| !is_ignored(*signal))
+            .collect();
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, &caught)
             .context("cannot catch signals")?;
-        Ok(Self(delivery))
+        Ok(Self { delivery, caught })
     }
 
     /// A signal that has arrived and not been handed on yet, if any.
     pub fn pending(&mut self) -> Option<i32> {
-        self.0.pending().next()
+        self.delivery.pending().next()
     }
 }
 
 impl Drop for Forwarding {
     /// From now on a signal ends this process, as it would have before.
     fn drop(&mut self) {
-        for signal in FORWARDED {
+        for &signal in &self.caught {
             // SAFETY: the default action runs no code of this process. What was caught is still ours.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
@@ -42,6 +50,52 @@ impl Drop for Forwarding {
 
 impl AsFd for Forwarding {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_read().as_fd()
+        self.delivery.get_read().as_fd()
+    }
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action, the call only writes the present one to `action`, which has room for it.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: the call wrote it.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn signal_that_was_ignored_stays_so() {
+        const AGAIN: &str = "CORACLE_TEST_IGNORES";
+        let own_name = "run::signals::tests::signal_that_was_ignored_stays_so";
+        // Dispositions are a process's: the test runs again in one that ignores a signal from its start.
+        if env::var_os(AGAIN).is_none() {
+            let again = Command::new("sh")
+                .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+                .arg(env::current_exe().unwrap())
+                .args([own_name, "--exact"])
+                .env(AGAIN, "1")
+                .output()
+                .unwrap();
+            assert!(again.status.success(), "{again:?}");
+            return;
+        }
+        let mut signals = Forwarding::catch().unwrap();
+
+        for signal in [SIGHUP, SIGUSR1] {
+            // SAFETY: one is ignored and the other caught by code that may run at any time.
+            unsafe { libc::raise(signal) };
+        }
+
+        assert_eq!(signals.pending(), Some(SIGUSR1));
+        assert_eq!(signals.pending(), None);
+        drop(signals);
+        // SAFETY: as above.
+        unsafe { libc::raise(SIGHUP) };
     }
 }
