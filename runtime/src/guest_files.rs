@@ -26,6 +26,8 @@ const MODULES: &str = "modules";
 pub struct GuestFiles {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// Whether modules beside the kernel are the kernel's: who names one, names a file, not what is around it.
+    has_modules: bool,
 }
 
 impl GuestFiles {
@@ -39,16 +41,18 @@ impl GuestFiles {
         };
         let pick =
             |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
+        let installed = directory.join(KERNEL);
         Self {
+            has_modules: kernel.is_none_or(|named| named == installed),
             kernel: pick(kernel, KERNEL),
             initramfs: pick(initramfs, INITRAMFS),
         }
     }
 
-    /// The directory of the kernel's modules, if it has any.
+    /// The directory of the kernel's modules, if it has any: a kernel of the guest directory.
     pub fn modules(&self) -> Option<PathBuf> {
         let modules = self.kernel.parent()?.join(MODULES);
-        modules.is_dir().then_some(modules)
+        (self.has_modules && modules.is_dir()).then_some(modules)
     }
 
     /// Opens the kernel for reading.
@@ -137,5 +141,18 @@ mod tests {
 
         assert_eq!(before, None);
         assert_eq!(files.modules(), Some(directory.path().join("modules")));
+    }
+
+    #[test]
+    fn what_is_beside_a_kernel_of_the_users_is_none_of_the_guests() {
+        let [directory, sources] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::create_dir(sources.path().join("modules")).unwrap();
+        let kernel = sources.path().join("vmlinux");
+
+        let named = GuestFiles::find(directory.path(), Some(&kernel), None);
+        let installed = GuestFiles::find(sources.path(), Some(&kernel), None);
+
+        assert_eq!(named.modules(), None);
+        assert!(installed.modules().is_some());
     }
 }

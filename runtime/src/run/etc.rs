@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use coracle_network::Attachment;
 use coracle_oci::plan::SandboxPlan;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::Errno;
 
-use super::workdir;
+use super::tree;
 use crate::container::Id;
 
 /// Hosts that every machine knows.
@@ -25,7 +25,7 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 pub fn write(plan: &SandboxPlan, id: &Id, attachment: Option<&Attachment>) -> Result<()> {
     let root = &plan.rootfs.mount_point;
     let name = plan.spec.hostname().as_deref().unwrap_or(id.as_str());
-    workdir::make(root, Path::new("/etc"))?;
+    tree::make_directory(root, Path::new("/etc"), "the directory")?;
     put(root, "hostname", &format!("{name}\n"))?;
     put(root, "hosts", &hosts(name, attachment))?;
     match attachment {
@@ -58,7 +58,12 @@ fn put(root: &Path, name: &str, text: &str) -> Result<()> {
     .with_context(what)?;
     match unlinkat(&etc, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
-        Err(Errno::ISDIR) => unlinkat(&etc, name, AtFlags::REMOVEDIR).with_context(what)?,
+        Err(Errno::ISDIR) => match unlinkat(&etc, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY) => {
+                bail!("{}: it is a directory with files in it", what());
+            }
+            removed => removed.with_context(what)?,
+        },
         Err(error) => return Err(error).with_context(what),
     }
     let file = openat(
@@ -106,6 +111,23 @@ mod tests {
 
         assert!(!outside.path().join("hosts").exists());
         assert!(inside.join("hosts").exists());
+    }
+
+    #[test]
+    fn only_an_empty_directory_is_in_nobodys_way() {
+        let tree = tempfile::tempdir().unwrap();
+        let [empty, full] = ["hosts", "hostname"].map(|name| tree.path().join("etc").join(name));
+        fs::create_dir_all(&empty).unwrap();
+        fs::create_dir_all(full.join("files")).unwrap();
+
+        put(tree.path(), "hosts", "mine").unwrap();
+        let error = put(tree.path(), "hostname", "mine").unwrap_err();
+
+        assert_eq!(fs::read_to_string(&empty).unwrap(), "mine");
+        assert_eq!(
+            error.to_string(),
+            "cannot write /etc/hostname of the container: it is a directory with files in it"
+        );
     }
 
     #[test]

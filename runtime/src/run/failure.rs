@@ -2,6 +2,7 @@
 //! Why a guest failed, told from what it left behind: its console's log.
 
 use anyhow::Error;
+use coracle_vmm::Exit;
 
 use crate::printable::shortened;
 
@@ -24,8 +25,25 @@ const LINES_SHOWN: usize = 25;
 /// What Linux prints first when it gives up.
 const PANIC: &str = "Kernel panic - not syncing: ";
 
+/// Why the machine ended by itself before its container had. Processes in the guest may write to its console, too: a
+/// kernel that panics resets, so no other end is put down to that.
+pub fn of_exit(exit: Exit, console: &str) -> String {
+    let panic = panic_reason(console).filter(|_| exit == Exit::Reset);
+    match (panic, exit) {
+        (Some(reason), _) => {
+            format!("the guest reset itself; its console says that its kernel panicked: {reason}")
+        }
+        (None, Exit::TripleFault) => "the guest's processor gave up (triple fault)".to_owned(),
+        (None, Exit::Reset) => "the guest reset itself before its container had ended".to_owned(),
+        (None, Exit::Shutdown) => {
+            "the guest turned itself off before its container had ended".to_owned()
+        }
+        (None, exit) => format!("the guest ended before its container had ({exit:?})"),
+    }
+}
+
 /// The kernel's reason for giving up, if it did.
-pub fn panic_reason(console: &str) -> Option<String> {
+fn panic_reason(console: &str) -> Option<String> {
     console
         .lines()
         .rev()
@@ -48,7 +66,11 @@ pub fn tail(console: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
+
+    const PANICKED: &str = "[ 1.0] Kernel panic - not syncing: No init found.";
 
     #[test]
     fn panic_reason_is_the_last_one() {
@@ -56,6 +78,40 @@ mod tests {
 
         assert_eq!(panic_reason(console).as_deref(), Some("No init found."));
         assert_eq!(panic_reason("all is well"), None);
+    }
+
+    #[rstest]
+    #[case(
+        Exit::Reset,
+        PANICKED,
+        "the guest reset itself; its console says that its kernel panicked: No init found."
+    )]
+    #[case(
+        Exit::Reset,
+        "",
+        "the guest reset itself before its container had ended"
+    )]
+    #[case(
+        Exit::Shutdown,
+        PANICKED,
+        "the guest turned itself off before its container had ended"
+    )]
+    #[case(
+        Exit::TripleFault,
+        PANICKED,
+        "the guest's processor gave up (triple fault)"
+    )]
+    #[case(
+        Exit::Halted,
+        PANICKED,
+        "the guest ended before its container had (Halted)"
+    )]
+    fn exit_is_told_by_what_the_machine_did(
+        #[case] exit: Exit,
+        #[case] console: &str,
+        #[case] expected: &str,
+    ) {
+        assert_eq!(of_exit(exit, console), expected);
     }
 
     #[test]

@@ -201,15 +201,7 @@ impl Machine {
     }
 
     fn explain_exit(&mut self, reason: Exit) -> anyhow::Error {
-        match (failure::panic_reason(&self.console_text()), reason) {
-            (Some(reason), _) => anyhow!("the guest's kernel panicked: {reason}"),
-            (None, Exit::TripleFault) => anyhow!("the guest's processor gave up (triple fault)"),
-            (None, Exit::Reset) => anyhow!("the guest reset itself before its container had ended"),
-            (None, Exit::Shutdown) => {
-                anyhow!("the guest turned itself off before its container had ended")
-            }
-            (None, reason) => anyhow!("the guest ended before its container had ({reason:?})"),
-        }
+        anyhow!(failure::of_exit(reason, &self.console_text()))
     }
 
     fn console_text(&mut self) -> String {

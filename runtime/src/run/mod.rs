@@ -25,9 +25,9 @@ mod processes;
 mod share;
 mod signals;
 mod supervise;
+mod tree;
 mod vmm;
 mod wishes;
-mod workdir;
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -51,6 +51,7 @@ use self::failure::Failure;
 use self::guest::{CommandFailed, Guest};
 use self::listeners::{AgentListener, Shape, StreamListeners, StreamPorts, Streams};
 use self::machine::Machine;
+use self::mounts::Written;
 use self::origin::Tree;
 use self::outputs::Outputs;
 use self::patience::{Interrupted, Patience};
@@ -209,7 +210,16 @@ impl<'r> Run<'r> {
             .then(|| Log::create(directory.container(), config.log_limit))
             .transpose()?;
         let listener = Listener::bind(directory.state())?;
-        share::make(&plan, &directory, &guest_files(directories, arguments))?;
+        let written = match arguments.remove {
+            true => Written::GoesWithTheRun,
+            false => Written::Stays,
+        };
+        share::make(
+            &plan,
+            written,
+            &directory,
+            &guest_files(directories, arguments),
+        )?;
         let networks = arguments.network.networks(config)?;
         let attachment = network::make(directory.id(), &networks, &arguments.network, config)?;
         record.note_network(&networks, attachment.as_ref());

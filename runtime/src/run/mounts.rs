@@ -38,8 +38,23 @@ pub fn enter_namespace() -> Result<()> {
     .context("cannot keep the mounts of this namespace from the host")
 }
 
+/// Whether what is written is wanted after the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is synced where the guest asks for that, and at the run's end.
+    Stays,
+    /// It need not survive a crash of the host: nothing waits for the disk.
+    GoesWithTheRun,
+}
+
 /// Mounts `lower` read-only at `target`, with `upper` to take what is written.
-pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<()> {
+pub fn overlay(
+    lower: &Path,
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+    written: Written,
+) -> Result<()> {
     let what = || format!("cannot mount a writable layer over {}", lower.display());
     let overlay = open_overlay()?;
     // Layers are named by descriptor: in the option's text a comma or colon of a path would end it.
@@ -61,8 +76,9 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
         fs::metadata(lower).with_context(|| format!("cannot look at {}", lower.display()))?;
     chown(upper, Some(below.uid()), Some(below.gid())).with_context(what)?;
     fs::set_permissions(upper, below.permissions()).with_context(what)?;
-    // The writable layer ends with the run: nothing in it needs to survive a crash of the host.
-    fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
+    if written == Written::GoesWithTheRun {
+        fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
+    }
     mount(overlay, false, target).with_context(what)
 }
 
@@ -175,4 +191,38 @@ fn confine(tree: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
         MountAttrFlags::empty()
     };
     coracle_virtiofs::sandbox::confine(tree, more, MountPropagationFlags::PRIVATE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::stays(Written::Stays, false)]
+    #[case::goes(Written::GoesWithTheRun, true)]
+    fn what_stays_is_synced(#[case] written: Written, #[case] volatile: bool) {
+        // The upper directory of one overlay cannot be on another.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let places = ["lower", "upper", "work", "target"].map(|name| directory.path().join(name));
+        places
+            .iter()
+            .for_each(|place| fs::create_dir(place).unwrap());
+        let [lower, upper, work, target] = places;
+        // The name space is the thread's alone.
+        let look = move || {
+            enter_namespace().unwrap();
+            overlay(&lower, &upper, &work, &target, written).unwrap();
+            fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+        };
+
+        let mounts = thread::spawn(look).join().unwrap();
+
+        let place = directory.path().join("target").display().to_string();
+        let ours = mounts.lines().find(|line| line.contains(&place)).unwrap();
+        assert_eq!(ours.contains("volatile"), volatile, "{ours}");
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -31,16 +31,21 @@ impl Outputs {
     /// What kept a stream from being handed on. The other one was, nevertheless.
     pub fn finish(self, listener: &Listener) -> Result<()> {
         let (finished, working) = io::pipe().context("cannot make a pipe")?;
-        let Self { stdout, stderr } = self;
-        let work = move || {
-            let outcomes = [stdout.finish(), stderr.map_or(Ok(()), Output::finish)];
-            drop(working);
-            outcomes.into_iter().collect()
-        };
-        let thread = thread::Builder::new()
-            .name("outputs".into())
-            .spawn(work)
-            .context("cannot start the thread for what is left of the output")?;
+        let threads: Vec<JoinHandle<Result<()>>> = [Some(self.stdout), self.stderr]
+            .into_iter()
+            .flatten()
+            .map(|output| {
+                let working = working.try_clone()?;
+                let work = move || {
+                    let outcome = output.finish();
+                    drop(working);
+                    outcome
+                };
+                thread::Builder::new().name("output".into()).spawn(work)
+            })
+            .collect::<io::Result<_>>()
+            .context("cannot start the threads for what is left of the output")?;
+        drop(working);
         let mut connections: Vec<Connection> = Vec::new();
         loop {
             let mut waiting = vec![
@@ -54,9 +59,10 @@ impl Outputs {
                 Err(error) => return Err(error).context("cannot wait for the output's reader"),
             }
             if !waiting[0].revents().is_empty() {
-                return thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("the thread for the output panicked")));
+                let outcomes: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
+                return outcomes.into_iter().try_for_each(|outcome| {
+                    outcome.unwrap_or_else(|_| Err(anyhow!("a thread for output panicked")))
+                });
             }
             while let Some(connection) = listener.accept() {
                 // Whoever comes late has waited less than who came first.

@@ -5,12 +5,18 @@ use anyhow::Result;
 use coracle_agent_api::SHARE_MODULES;
 use coracle_oci::plan::SandboxPlan;
 
-use super::{mounts, workdir};
+use super::mounts::{self, Written};
+use super::tree;
 use crate::container::RunDirectory;
 use crate::guest_files::GuestFiles;
 
 /// Builds the tree that the guest sees: mount points on a mount that nobody can write to, and what is mounted there.
-pub fn make(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) -> Result<()> {
+pub fn make(
+    plan: &SandboxPlan,
+    written: Written,
+    directory: &RunDirectory,
+    guest: &GuestFiles,
+) -> Result<()> {
     mounts::enter_namespace()?;
     let rootfs = &plan.rootfs;
     mounts::make_point(&rootfs.lower, &rootfs.mount_point)?;
@@ -28,9 +34,10 @@ pub fn make(plan: &SandboxPlan, directory: &RunDirectory, guest: &GuestFiles) ->
         &rootfs.upper,
         &rootfs.work,
         &rootfs.mount_point,
+        written,
     )?;
     if let Some(process) = plan.spec.process() {
-        workdir::make(&rootfs.mount_point, process.cwd())?;
+        tree::make_directory(&rootfs.mount_point, process.cwd(), "the working directory")?;
     }
     for volume in &plan.volumes {
         mounts::bind(&volume.source, volume.read_only, &volume.mount_point)?;

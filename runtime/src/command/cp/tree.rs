@@ -18,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::place::Direction;
 use super::root::Root;
 use crate::container::{Found, State, remove_tree};
-use crate::run::mounts::{bind_at, enter_namespace, overlay, overlay_to_read};
+use crate::run::mounts::{Written, bind_at, enter_namespace, overlay, overlay_to_read};
 
 /// A container's files.
 pub struct Tree {
@@ -112,7 +112,7 @@ impl Tree {
                 let work = container.join("work");
                 remove_tree(&work).with_context(what)?;
                 fs::create_dir(&work).with_context(what)?;
-                overlay(lower, &upper, &work, &point)?;
+                overlay(lower, &upper, &work, &point, Written::Stays)?;
                 Some(work)
             }
         };

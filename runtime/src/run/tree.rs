@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The container's working directory: images may name one that they do not contain.
+//! Directories that a container's tree is to have. The tree is an image's: the kernel resolves every name inside it,
+//! whatever its symlinks say.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -9,16 +10,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
-/// Makes the directory `path` of the tree at `root`, with those above it, unless it is there.
-///
-/// The tree is an image's: the kernel resolves every name inside it, whatever its symlinks say.
-pub fn make(root: &Path, path: &Path) -> Result<()> {
-    let what = || {
-        format!(
-            "cannot make the working directory {} in the container",
-            path.display()
-        )
-    };
+/// Makes the directory `path` of the tree at `root`, with those above it, unless it is there; in messages it is `name`.
+pub fn make_directory(root: &Path, path: &Path, name: &str) -> Result<()> {
+    let what = || format!("cannot make {name} {} in the container", path.display());
     let root = File::open(root).with_context(what)?;
     let mut done = PathBuf::from("/");
     for part in path
@@ -54,8 +48,8 @@ mod tests {
     fn missing_directories_are_made() {
         let tree = tempfile::tempdir().unwrap();
 
-        make(tree.path(), Path::new("/made/for/it")).unwrap();
-        make(tree.path(), Path::new("/made/for/it")).unwrap();
+        make_directory(tree.path(), Path::new("/made/for/it"), "it").unwrap();
+        make_directory(tree.path(), Path::new("/made/for/it"), "it").unwrap();
 
         assert!(tree.path().join("made/for/it").is_dir());
     }
@@ -67,7 +61,7 @@ mod tests {
         fs::create_dir_all(tree.path().join(outside.path().strip_prefix("/").unwrap())).unwrap();
         symlink(outside.path(), tree.path().join("link")).unwrap();
 
-        make(tree.path(), Path::new("/link/made")).unwrap();
+        make_directory(tree.path(), Path::new("/link/made"), "it").unwrap();
 
         assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
         assert!(
@@ -83,8 +77,12 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("file"), "").unwrap();
 
-        let error = make(tree.path(), Path::new("/file/below")).unwrap_err();
+        let path = Path::new("/file/below");
+        let error = make_directory(tree.path(), path, "the working directory").unwrap_err();
 
-        assert!(error.to_string().contains("/file/below"), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "cannot make the working directory /file/below in the container"
+        );
     }
 }
