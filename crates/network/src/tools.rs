@@ -153,6 +153,10 @@ impl Running {
         fds.extend(stdout.map(|fd| PollFd::new(fd, PollFlags::IN)));
         fds.extend(stderr.map(|fd| PollFd::new(fd, PollFlags::IN)));
         let left = ends.saturating_duration_since(Instant::now());
+        // Not left to the time that nothing comes: that never comes to one that talks without end.
+        if left.is_zero() {
+            return Err(Failure::Deadline);
+        }
         let timeout = Timespec::try_from(left).map_err(|_| Failure::Deadline)?;
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(0) => Err(Failure::Deadline),
@@ -257,6 +261,25 @@ mod tests {
         let failure = run(&mut shell("yes"), b"", LONG, 1 << 20).unwrap_err();
 
         assert!(matches!(failure, Failure::TooLong), "{failure:?}");
+    }
+
+    #[test]
+    fn deadline_comes_though_there_is_always_something_to_read() {
+        let (flood, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"x").unwrap();
+        let mut sleeping =
+            Running::new(Command::new("sleep").arg("1000").spawn().unwrap()).unwrap();
+
+        let result = sleeping.wait_for_any(
+            None::<&OwnedFd>,
+            None::<&OwnedFd>,
+            Some(&flood),
+            Instant::now(),
+        );
+        sleeping.child.kill().unwrap();
+        sleeping.child.wait().unwrap();
+
+        assert!(matches!(result, Err(Failure::Deadline)), "{result:?}");
     }
 
     #[test]
