@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::cni;
 use crate::dns::{self, Dns};
 use crate::error::NetworkError;
-use crate::firewall::{self, PREFIX};
+use crate::firewall::{self, OwnTable, PREFIX};
 use crate::identity::interface_name;
 use crate::mac::MacAddress;
 use crate::namespace::Namespace;
@@ -89,6 +89,8 @@ pub struct Attachment {
     dns: Dns,
     held: Held,
     redirections: Vec<Redirection>,
+    /// Of each routed tap.
+    guards: Vec<OwnTable>,
     namespace: Option<Namespace>,
     /// Indices of interfaces in the namespace that were given to the machine.
     joined_links: Vec<u32>,
@@ -116,6 +118,7 @@ pub fn attach(request: &Request<'_>) -> Result<Attachment, NetworkError> {
         dns: Dns::default(),
         held: Held::default(),
         redirections: Vec::new(),
+        guards: Vec::new(),
         namespace: None,
         joined_links: Vec::new(),
         record: Record::default(),
@@ -192,6 +195,8 @@ impl Attachment {
         let path = self.namespace.as_ref().map(Namespace::path);
         let removed = remove_recorded(&self.config, &self.id, &self.record, path.as_deref());
         self.interfaces.clear();
+        // No earlier than the taps.
+        self.guards.clear();
         self.namespace = None;
         if let Err(error) = removed {
             // Whatever could be removed is; shared things are the next one's.
@@ -229,6 +234,7 @@ impl Attachment {
                     };
                     let made = host_nat::attach(&plan, &common)?;
                     self.interfaces.push(made.interface);
+                    self.guards.push(made.guard);
                     self.routes.extend(made.routes);
                     if !is_published {
                         check_families(&self.held.mappings, made.ipv4, made.ipv6)?;
@@ -421,7 +427,7 @@ fn wait_for_taps(id: &str) -> Result<(), NetworkError> {
     let deadline = Instant::now() + DYING;
     let mut socket = route_socket()?;
     loop {
-        let in_use = host_nat::is_in_use(&mut socket)?;
+        let in_use = host_nat::taps(&mut socket)?;
         if Instant::now() >= deadline || !own.iter().any(|name| in_use.contains(name)) {
             return Ok(());
         }
@@ -435,30 +441,21 @@ pub(crate) fn remove_shared(config: &NetworkConfig) -> Result<(), NetworkError> 
 }
 
 fn remove_shared_locked(_common: &CommonLock) -> Result<(), NetworkError> {
-    let failed = |source| firewall::refused("list tables", source);
+    let failed = |source| firewall::refused("look for what machines share", source);
     let mut filter = match Socket::netfilter() {
         Ok(filter) => filter,
         // A kernel without packet filters has nothing to remove.
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let tables = match firewall::tables(&mut filter) {
-        Ok(tables) => tables,
+    match firewall::is_present(&mut filter) {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
         Err(error) => return Err(failed(error)),
-    };
-    if tables.is_empty() {
-        return Ok(());
     }
-    let in_use = host_nat::is_in_use(&mut route_socket()?)?;
-    for table in tables {
-        let is_shared = table == firewall::TABLE;
-        if is_shared && in_use.is_empty() {
-            firewall::remove(&mut filter)?;
-        } else if !is_shared && !in_use.contains(&table) {
-            // Left by a process that was killed on a kernel that knows no owners of tables.
-            firewall::delete_table(&mut filter, &table)?;
-        }
+    if host_nat::taps(&mut route_socket()?)?.is_empty() {
+        firewall::remove(&mut filter)?;
     }
     Ok(())
 }

@@ -38,12 +38,13 @@ pub fn check(config: &NetworkConfig) -> Vec<Finding> {
             "load the kernel module tun: modprobe tun",
         );
     }
-    let filter = Socket::netfilter().and_then(|mut socket| crate::firewall::tables(&mut socket));
+    let filter =
+        Socket::netfilter().and_then(|mut socket| crate::firewall::is_present(&mut socket));
     if let Err(error) = filter {
         find(
             true,
             &format!("the kernel's packet filter nf_tables cannot be used: {error}"),
-            "run as root, on a kernel with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_ct",
+            "run as root, on a kernel with nf_tables (netdev too), nft_nat, nft_masq, nft_fib_inet and nft_ct",
         );
     }
     if !sysctl::has_ipv6() {

@@ -401,7 +401,7 @@ pub enum NetworkError {
 fn hint_firewall(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT) => {
-            ": the kernel lacks a part of it (modules nf_tables, nft_nat, nft_masq, nft_fib_inet, nft_ct)"
+            ": the kernel lacks a part of it (Linux 5.12; nf_tables with netdev, nft_nat, nft_masq, nft_fib_inet, nft_ct)"
         }
         Some(libc::EPERM) => ": it takes CAP_NET_ADMIN",
         _ => "",

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use crate::attachment::{Interface, Route, default_route};
 use crate::error::NetworkError;
-use crate::firewall::{self, PREFIX};
+use crate::firewall::{self, OwnTable, PREFIX};
 use crate::netlink::Socket;
 use crate::netlink::link::{Link, LinkChange};
 use crate::netlink::route::KernelRoute;
@@ -34,6 +34,8 @@ pub(crate) struct HostNat {
     pub(crate) tap: String,
     pub(crate) ipv4: Option<IpAddr>,
     pub(crate) ipv6: Option<IpAddr>,
+    /// What the guest may send. It has to stay for as long as the tap does.
+    pub(crate) guard: OwnTable,
 }
 
 /// What is to be made.
@@ -64,7 +66,7 @@ pub(crate) fn attach(plan: &Plan<'_>, _common: &CommonLock) -> Result<HostNat, N
 
     let ours: HashSet<u32> = links
         .iter()
-        .filter(|link| link.name.starts_with(PREFIX))
+        .filter(|link| is_routed_tap(link))
         .map(|link| link.index)
         .collect();
     let is_ours = |route: &KernelRoute| route.interface.is_some_and(|index| ours.contains(&index));
@@ -92,15 +94,11 @@ pub(crate) fn attach(plan: &Plan<'_>, _common: &CommonLock) -> Result<HostNat, N
     let mtu =
         uplink_mtu(&links, &ipv4_routes).min(u32::from(plan.addressing.mtu.unwrap_or(u16::MAX)));
     let (fd, tap) = bridge::make_named(PREFIX, plan.id, plan.index)?;
-    let index = prepare_tap(&mut socket, &tap, mtu, has_ipv6, plan.publishes)?;
+    let index = bring_up(&mut socket, &tap, mtu, has_ipv6, plan.config.isolate)?;
 
-    let mut made = HostNat {
-        interface: interface(fd, plan, mtu),
-        routes: Vec::new(),
-        tap,
-        ipv4: None,
-        ipv6: None,
-    };
+    let mut interface = interface(fd, plan, mtu);
+    let mut guest_routes = Vec::new();
+    let (mut own4, mut own6) = (None, None);
     for (pool, routes, wanted) in [
         (ipv4, &ipv4_routes, wanted.0),
         (ipv6, &ipv6_routes, wanted.1),
@@ -110,32 +108,50 @@ pub(crate) fn attach(plan: &Plan<'_>, _common: &CommonLock) -> Result<HostNat, N
         socket
             .add_address(index, Pool::single(gateway))
             .map_err(|source| NetworkError::Netlink {
-                action: format!("give {} the address {gateway}", made.tap),
+                action: format!("give {tap} the address {gateway}"),
                 source,
             })?;
         let address = claim(&mut socket, &pool, plan.id, routes, wanted, index)?;
         if address.is_ipv4() {
-            made.ipv4 = Some(address);
+            own4 = Some(address);
         } else {
-            made.ipv6 = Some(address);
+            own6 = Some(address);
         }
-        made.interface.addresses.push(Pool::single(address));
-        made.routes.push(default_route(
-            gateway,
-            &made.interface.name,
-            plan.index,
-            true,
-        ));
+        interface.addresses.push(Pool::single(address));
+        guest_routes.push(default_route(gateway, &interface.name, plan.index, true));
     }
-    if plan.publishes && made.ipv6.is_some() {
+    let guard = firewall::guard(&tap, own4, own6)?;
+    if plan.publishes {
+        answer_loopback(&mut socket, &tap, index, own6.is_some())?;
+    }
+    Ok(HostNat {
+        interface,
+        routes: guest_routes,
+        tap,
+        ipv4: own4,
+        ipv6: own6,
+        guard,
+    })
+}
+
+/// Lets answers to this host's own processes come back for its loopback addresses. What guests send there themselves is
+/// dropped by their guard, which must stand by now.
+fn answer_loopback(
+    socket: &mut Socket,
+    tap: &str,
+    index: u32,
+    has_ipv6: bool,
+) -> Result<(), NetworkError> {
+    sysctl::set(format!("ipv4/conf/{tap}/route_localnet"), "1")?;
+    if has_ipv6 {
         socket
             .add_loopback_route(index)
             .map_err(|source| NetworkError::Netlink {
-                action: format!("let {} answer this host's loopback address", made.tap),
+                action: format!("let {tap} answer this host's loopback address"),
                 source,
             })?;
     }
-    Ok(made)
+    Ok(())
 }
 
 fn interface(tap: OwnedFd, plan: &Plan<'_>, mtu: u32) -> Interface {
@@ -177,13 +193,31 @@ fn wanted_addresses(
     Ok(wanted)
 }
 
+/// Settings of a tap that are not left to what the host has by default.
+const IPV4_SETTINGS: [(&str, &str); 6] = [
+    // Routers that a guest names, and such as it is told of: there is one way for it.
+    ("accept_redirects", "0"),
+    ("send_redirects", "0"),
+    // The host answers for the gateway's address alone, and asks in its name.
+    ("proxy_arp", "0"),
+    ("arp_ignore", "1"),
+    ("arp_announce", "2"),
+    // Sources are its guard's to look at; this is for what a tap outlives it.
+    ("rp_filter", "1"),
+];
+const IPV6_SETTINGS: [(&str, &str); 2] = [
+    // A guest that says it is a router must not become the host's.
+    ("accept_ra", "0"),
+    ("accept_redirects", "0"),
+];
+
 /// Makes the tap ready and brings it up; gives its index.
-fn prepare_tap(
+fn bring_up(
     socket: &mut Socket,
     tap: &str,
     mtu: u32,
     has_ipv6: bool,
-    publishes: bool,
+    isolate: bool,
 ) -> Result<u32, NetworkError> {
     let failed = |source| NetworkError::Netlink {
         action: format!("bring up tap interface {tap}"),
@@ -196,20 +230,17 @@ fn prepare_tap(
             kind: "tap",
             name: tap.to_owned(),
         })?;
-    if has_ipv6 {
-        // A guest that says it is a router must not become the host's.
-        sysctl::set(format!("ipv6/conf/{tap}/accept_ra"), "0")?;
-        sysctl::set(format!("ipv6/conf/{tap}/accept_redirects"), "0")?;
+    for (setting, value) in IPV4_SETTINGS {
+        sysctl::set(format!("ipv4/conf/{tap}/{setting}"), value)?;
     }
-    // Questions for Ethernet addresses pass no packet filter: with this, who asks for others than the guest is not noted down.
-    sysctl::set(format!("ipv4/conf/{tap}/rp_filter"), "1")?;
-    if publishes {
-        // Answers to this host's own processes come back for its loopback address. What guests send there is dropped.
-        sysctl::set(format!("ipv4/conf/{tap}/route_localnet"), "1")?;
+    for (setting, value) in IPV6_SETTINGS.iter().filter(|_| has_ipv6) {
+        sysctl::set(format!("ipv6/conf/{tap}/{setting}"), value)?;
     }
-    socket
-        .change_link(index, &[LinkChange::Mtu(mtu), LinkChange::Up])
-        .map_err(failed)?;
+    let mut changes = vec![LinkChange::Mtu(mtu), LinkChange::Up];
+    if !isolate {
+        changes.push(LinkChange::Group(firewall::SOCIABLE));
+    }
+    socket.change_link(index, &changes).map_err(failed)?;
     Ok(index)
 }
 
@@ -261,15 +292,20 @@ fn uplink_mtu(links: &[Link], routes: &[KernelRoute]) -> u32 {
         .map_or(MTU, |link| link.mtu.clamp(MIN_MTU, MTU))
 }
 
-/// Whether a routed tap of any machine is left.
-pub(crate) fn is_in_use(socket: &mut Socket) -> Result<HashSet<String>, NetworkError> {
+/// The names of the routed taps of all machines.
+pub(crate) fn taps(socket: &mut Socket) -> Result<Vec<String>, NetworkError> {
     let links = socket.links().map_err(|source| NetworkError::Netlink {
         action: "list interfaces".to_owned(),
         source,
     })?;
     Ok(links
         .into_iter()
+        .filter(is_routed_tap)
         .map(|link| link.name)
-        .filter(|name| name.starts_with(PREFIX))
         .collect())
+}
+
+/// Others may have interfaces whose names start like ours.
+fn is_routed_tap(link: &Link) -> bool {
+    link.tun.is_some() && identity::is_interface_name(PREFIX, &link.name)
 }

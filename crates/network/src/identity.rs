@@ -67,6 +67,16 @@ pub(crate) fn interface_name(prefix: &str, id: &str, interface: usize, attempt: 
     format!("{prefix}{:08x}", u32::from_be_bytes(first(digest)))
 }
 
+/// Whether a name is one that [`interface_name`] makes.
+pub(crate) fn is_interface_name(prefix: &str, name: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|digits| {
+        digits.len() == 8
+            && digits
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
 /// Where the search for a free address starts.
 pub(crate) fn address_seed(id: &str) -> u64 {
     u64::from_be_bytes(first(digest("address", &[id.as_bytes()])))
@@ -98,6 +108,17 @@ mod tests {
 
         assert_eq!(mac.bytes()[0], 0x02);
         assert!(mac.is_unicast());
+    }
+
+    #[test]
+    fn name_is_told_from_such_as_start_like_it() {
+        assert!(is_interface_name(
+            "coracle",
+            &interface_name("coracle", "a", 0, 0)
+        ));
+        assert!(!is_interface_name("coracle", "coracle-custom"));
+        assert!(!is_interface_name("coracle", "coracle1"));
+        assert!(!is_interface_name("coracle", "coracle0000000g"));
     }
 
     #[test]

@@ -12,13 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
-use netlink_packet_netfilter::nftables::{InetHookNumber, TableFlags};
+use netlink_packet_netfilter::nftables::InetHookNumber;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::error::NetworkError;
 use crate::firewall::{
-    self, Batch, Place, Rule, accept, destination_is, destination_is_local, family_is, jump,
-    port_is, redirect_to, refused,
+    OwnTable, Place, Rule, accept, destination_is, destination_is_local, family_is, jump, port_is,
+    redirect_to, refused,
 };
 use crate::netlink::Socket;
 use crate::port::{PortMapping, Protocol};
@@ -237,13 +237,13 @@ fn inode_with_port(text: &str, protocol: Protocol, port: u16) -> Option<u64> {
 /// The rules, for as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Redirection {
-    owner: Socket,
-    table: String,
+    /// None while it is dropped.
+    table: Option<OwnTable>,
     mappings: Vec<PortMapping>,
 }
 
 /// UDP flows that go on would be redirected as before, or not at all.
-fn forget_flows(socket: &mut Socket, mappings: &[PortMapping]) -> io::Result<()> {
+fn forget_flows(mappings: &[PortMapping]) -> io::Result<()> {
     let ranges: Vec<_> = mappings
         .iter()
         .filter(|mapping| mapping.protocol == Protocol::Udp)
@@ -256,16 +256,13 @@ fn forget_flows(socket: &mut Socket, mappings: &[PortMapping]) -> io::Result<()>
     if ranges.is_empty() {
         return Ok(());
     }
-    socket.forget_udp_flows(|port| ranges.iter().any(|range| range.contains(&port)))
+    Socket::netfilter()?.forget_udp_flows(|port| ranges.iter().any(|range| range.contains(&port)))
 }
 
 impl Drop for Redirection {
     fn drop(&mut self) {
-        // Closing the socket would remove the table as well, but not while a process that another thread starts has it.
-        if let Err(error) = firewall::delete_table(&mut self.owner, &self.table) {
-            tracing::warn!("{error}");
-        }
-        if let Err(error) = forget_flows(&mut self.owner, &self.mappings) {
+        self.table = None;
+        if let Err(error) = forget_flows(&self.mappings) {
             tracing::warn!("UDP flows to published ports go on to where they went: {error}");
         }
     }
@@ -278,57 +275,35 @@ pub(crate) fn redirect(
     ipv4: Option<IpAddr>,
     ipv6: Option<IpAddr>,
 ) -> Result<Redirection, NetworkError> {
-    let failed = |source| refused("redirect published ports", source);
-    let rules: Vec<Rule> = mappings
-        .iter()
-        .flat_map(|mapping| rules_of(mapping, ipv4, ipv6))
-        .collect();
-    let mut socket = Socket::netfilter().map_err(failed)?;
-    let result = match make_table(&mut socket, table, TableFlags::Owner, &rules) {
-        // Kernels before 5.12 know no owner: whoever removes what is left finds the table by its name.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-            make_table(&mut socket, table, TableFlags::empty(), &rules)
-        }
-        result => result,
-    };
-    result.map_err(failed)?;
-    let mut redirection = Redirection {
-        owner: socket,
-        table: table.to_owned(),
+    let place = |hook| Some(Place::inet("nat", hook, PRIORITY_DSTNAT));
+    let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
+    let made = OwnTable::make(
+        NetfilterProtoFamily::Inet,
+        table,
+        "ports of one machine",
+        |batch| {
+            batch
+                .add_chain(PORTS, None)
+                .add_chain(PREROUTING, place(InetHookNumber::PreRouting))
+                .add_chain(OUTPUT, place(InetHookNumber::LocalOut))
+                // From a neighbour on the wire: redirected here it would no longer be refused as a martian.
+                .add_rule(PREROUTING, [destination_is(loopback, 8), accept()])
+                .add_rule(PREROUTING, [jump(PORTS)])
+                .add_rule(OUTPUT, [jump(PORTS)]);
+            for mapping in mappings {
+                for rule in rules_of(mapping, ipv4, ipv6) {
+                    batch.add_rule(PORTS, [rule]);
+                }
+            }
+        },
+    )?;
+    let redirection = Redirection {
+        table: Some(made),
         mappings: mappings.to_vec(),
     };
-    forget_flows(&mut redirection.owner, mappings).map_err(failed)?;
+    forget_flows(mappings)
+        .map_err(|source| refused("forget UDP flows to published ports", source))?;
     Ok(redirection)
-}
-
-fn make_table(
-    socket: &mut Socket,
-    table: &str,
-    flags: TableFlags,
-    rules: &[Rule],
-) -> io::Result<()> {
-    let place = |hook| {
-        Some(Place {
-            kind: "nat",
-            hook,
-            priority: PRIORITY_DSTNAT,
-        })
-    };
-    let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
-    let mut batch = Batch::new(NetfilterProtoFamily::Inet, table);
-    batch
-        .add_table(flags, "ports of one machine")
-        .add_chain(PORTS, None)
-        .add_chain(PREROUTING, place(InetHookNumber::PreRouting))
-        .add_chain(OUTPUT, place(InetHookNumber::LocalOut))
-        // From a neighbour on the wire: redirected here it would no longer be refused as a martian.
-        .add_rule(PREROUTING, [destination_is(loopback, 8), accept()])
-        .add_rule(PREROUTING, [jump(PORTS)])
-        .add_rule(OUTPUT, [jump(PORTS)]);
-    for rule in rules {
-        batch.add_rule(PORTS, [rule.clone()]);
-    }
-    batch.commit(socket)
 }
 
 fn rules_of(mapping: &PortMapping, ipv4: Option<IpAddr>, ipv6: Option<IpAddr>) -> Vec<Rule> {

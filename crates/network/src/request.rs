@@ -65,6 +65,9 @@ pub struct NetworkConfig {
     pub ipv4: Subnet<Ipv4Net>,
     /// IPv6 addresses of [`Network::HostNat`].
     pub ipv6: Subnet<Ipv6Net>,
+    /// Whether [`Network::HostNat`] keeps this machine from others: they reach each other through published ports alone. Two
+    /// that are not kept apart reach each other by their own addresses. True.
+    pub isolate: bool,
     /// Directories with CNI configurations; the first that has a name wins. `/etc/cni/net.d`.
     pub cni_configurations: Vec<PathBuf>,
     /// Directories with CNI plugins. `/usr/lib/cni`, `/opt/cni/bin`.
@@ -83,6 +86,7 @@ impl Default for NetworkConfig {
             state: "/var/lib/coracle/network".into(),
             ipv4: Subnet::Auto,
             ipv6: Subnet::Auto,
+            isolate: true,
             cni_configurations: vec!["/etc/cni/net.d".into()],
             cni_plugins: vec!["/usr/lib/cni".into(), "/opt/cni/bin".into()],
             cni_deadline: Duration::from_secs(60),

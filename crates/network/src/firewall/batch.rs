@@ -5,7 +5,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook, InetHookNumber, ListAttribute, NfTablesMessage,
+    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, ListAttribute, NfTablesMessage,
     RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
@@ -22,10 +22,24 @@ const COMMENT: u8 = 0;
 
 /// Where a chain hangs.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Place<'a> {
     pub(crate) kind: &'static str,
-    pub(crate) hook: InetHookNumber,
+    pub(crate) hook: HookNumber,
+    /// The interface, for hooks that are an interface's own.
+    pub(crate) device: Option<&'a str>,
     pub(crate) priority: i32,
+}
+
+impl Place<'_> {
+    /// At a hook of the IP layer.
+    pub(crate) fn inet(kind: &'static str, hook: InetHookNumber, priority: i32) -> Self {
+        Self {
+            kind,
+            hook: hook.into(),
+            device: None,
+            priority,
+        }
+    }
 }
 
 /// A table of a family that rules are added to.
@@ -77,17 +91,23 @@ impl Batch {
     }
 
     /// Makes a chain, at a hook or to be jumped to.
-    pub(crate) fn add_chain(&mut self, name: &str, place: Option<Place>) -> &mut Self {
+    pub(crate) fn add_chain(&mut self, name: &str, place: Option<Place<'_>>) -> &mut Self {
         let mut attributes = vec![
             ChainAttribute::Table(self.table.clone()),
             ChainAttribute::Name(name.to_owned()),
         ];
         if let Some(place) = place {
             attributes.push(ChainAttribute::Type(place.kind.to_owned()));
-            attributes.push(ChainAttribute::Hook(vec![
-                Hook::Number(place.hook.into()),
+            let mut hook = vec![
+                Hook::Number(place.hook),
                 Hook::Priority(place.priority.cast_unsigned()),
-            ]));
+            ];
+            hook.extend(
+                place
+                    .device
+                    .map(|name| Hook::NetDeviceName(name.to_owned())),
+            );
+            attributes.push(ChainAttribute::Hook(hook));
         }
         self.push(
             NfTablesMessage::NewChain(ChainMessage { attributes }),

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The packet filter's part: one table for all machines of this host, spoken to the kernel without the program `nft`.
 //!
-//! Its rules know interfaces by the start of their names, so a machine that comes or goes changes none of them. Ports that
-//! a machine publishes have a table of their own ([`crate::publish`]).
+//! Its rules know interfaces by the start of their names, so a machine that comes or goes changes none of them. What a machine
+//! may send ([`guard`]) and the ports that it publishes ([`crate::publish`]) are in tables of the machine's own.
 
 mod batch;
+mod guard;
+mod own_table;
 mod rule;
 
 use std::io;
@@ -19,10 +21,12 @@ use netlink_packet_netfilter::{
 };
 
 pub(crate) use batch::{Batch, Place};
+pub(crate) use guard::guard;
+pub(crate) use own_table::OwnTable;
 use rule::{
     CT_ESTABLISHED_OR_RELATED, CT_IS_DNAT, Direction, Is, connection_state_is,
-    connection_status_is, drop, interface_starts_with, masquerade, source_is,
-    source_is_not_behind_its_interface,
+    connection_status_is, drop, interface_is_in_group, interface_starts_with, masquerade,
+    source_is,
 };
 pub(crate) use rule::{
     Rule, accept, destination_is, destination_is_local, family_is, jump, port_is, redirect_to,
@@ -34,11 +38,14 @@ use crate::netlink::Socket;
 /// How the names of all routed taps start.
 pub(crate) const PREFIX: &str = "coracle";
 
+/// The group of those routed taps whose machines are not kept from each other. Any number that nobody else is likely to take.
+pub(crate) const SOCIABLE: u32 = 0xc07a_c1e0;
+
 /// The table for all machines.
-pub(crate) const TABLE: &str = "coracle";
+const TABLE: &str = "coracle";
 
 /// Which rules the table holds: another number replaces them.
-const COMMENT: &str = "coracle-network rules 1";
+const COMMENT: &str = "coracle-network rules 2";
 
 /// Marks our rules in other programs' chains.
 const OPENING_COMMENT: &str = "coracle";
@@ -47,7 +54,7 @@ const PREROUTING: &str = "prerouting";
 const FORWARD: &str = "forward";
 const POSTROUTING: &str = "postrouting";
 
-/// Before connections are tracked, so that a guest's forgeries leave no trace.
+/// Before connections are tracked, so that what is dropped leaves no trace.
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SRCNAT: i32 = 100;
@@ -72,13 +79,17 @@ pub(crate) fn ensure(socket: &mut Socket) -> Result<(), NetworkError> {
 
 /// Removes the table, and our rules in other programs' chains.
 pub(crate) fn remove(socket: &mut Socket) -> Result<(), NetworkError> {
-    delete_table(socket, TABLE)?;
+    delete_table(socket, NetfilterProtoFamily::Inet, TABLE)?;
     close_forwarding(socket).map_err(|source| refused("remove rules from other firewalls", source))
 }
 
 /// Removes a table of ours unless it is gone.
-pub(crate) fn delete_table(socket: &mut Socket, table: &str) -> Result<(), NetworkError> {
-    let mut batch = Batch::new(NetfilterProtoFamily::Inet, table);
+fn delete_table(
+    socket: &mut Socket,
+    family: NetfilterProtoFamily,
+    table: &str,
+) -> Result<(), NetworkError> {
+    let mut batch = Batch::new(family, table);
     batch.delete_table();
     match batch.commit(socket) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -86,28 +97,9 @@ pub(crate) fn delete_table(socket: &mut Socket, table: &str) -> Result<(), Netwo
     }
 }
 
-/// The names of the tables that start as ours do.
-pub(crate) fn tables(socket: &mut Socket) -> io::Result<Vec<String>> {
-    let request = message(
-        NetfilterProtoFamily::Inet,
-        NfTablesMessage::GetTable(TableMessage {
-            attributes: Vec::new(),
-        }),
-    );
-    Ok(socket
-        .list(request)?
-        .into_iter()
-        .filter_map(|answer: NetfilterMessage| match answer.inner {
-            NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) => table
-                .attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    TableAttribute::Name(name) if name.starts_with(PREFIX) => Some(name),
-                    _ => None,
-                }),
-            _ => None,
-        })
-        .collect())
+/// Whether the table for all machines is there.
+pub(crate) fn is_present(socket: &mut Socket) -> io::Result<bool> {
+    comment_of_table(socket, TABLE).map(|comment| comment.is_some())
 }
 
 pub(crate) fn refused(action: &str, source: io::Error) -> NetworkError {
@@ -126,20 +118,12 @@ fn add_rules(batch: &mut Batch) {
     let not_from_guest = || interface_starts_with(In, Different, PREFIX);
     let not_to_guest = || interface_starts_with(Out, Different, PREFIX);
     let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
-    let link_local = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0));
-    let place = |kind, hook, priority| {
-        Some(Place {
-            kind,
-            hook,
-            priority,
-        })
-    };
+    let place = |kind, hook, priority| Some(Place::inet(kind, hook, priority));
 
     batch
         .add_table(TableFlags::empty(), COMMENT)
-        // Nothing may reach this host's loopback interface, which publishing ports on it would else allow. What a guest
-        // sends must come from the guest: the only route through its tap leads to its own address. That leaves link-local
-        // ones, which nobody needs here, and with which it could fill this host's table of neighbours.
+        // What a guest may send is its own table's to say. That goes with the process that made the machine's network, and a tap
+        // with the last that has it open: between the two this host's loopback interface must stay out of reach as well.
         .add_chain(
             PREROUTING,
             place("filter", InetHookNumber::PreRouting, PRIORITY_RAW),
@@ -148,20 +132,22 @@ fn add_rules(batch: &mut Batch) {
             PREROUTING,
             [from_guest(), destination_is(loopback, 8), drop()],
         )
-        .add_rule(
-            PREROUTING,
-            [from_guest(), source_is_not_behind_its_interface(), drop()],
-        )
-        .add_rule(
-            PREROUTING,
-            [from_guest(), source_is(link_local, 10), drop()],
-        )
         // From outside a guest is reached through published ports alone, though this host would route to it.
         .add_chain(
             FORWARD,
             place("filter", InetHookNumber::Forward, PRIORITY_FILTER),
         )
-        .add_rule(FORWARD, [to_guest(), from_guest(), accept()])
+        // So it is from guests, but for those that are not kept apart.
+        .add_rule(
+            FORWARD,
+            [
+                to_guest(),
+                from_guest(),
+                interface_is_in_group(In, SOCIABLE),
+                interface_is_in_group(Out, SOCIABLE),
+                accept(),
+            ],
+        )
         .add_rule(
             FORWARD,
             [

@@ -4,7 +4,7 @@
 //! A rule is a list of expressions: one loads a value into a register, the next compares it and ends the rule where it
 //! differs, the last decides. <https://wiki.nftables.org/> describes them; numbers are those of `linux/netfilter/nf_tables.h`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
@@ -98,24 +98,51 @@ pub(crate) fn interface_starts_with(direction: Direction, is: Is, prefix: &str) 
     vec![load_meta(key), compare(is.into(), prefix.as_bytes())]
 }
 
-/// The packet's source lies in this network.
+/// The interface that the packet came in on, or goes out of, is of this group.
+pub(crate) fn interface_is_in_group(direction: Direction, group: u32) -> Rule {
+    let key = match direction {
+        Direction::In => MetaKey::Iifgroup,
+        Direction::Out => MetaKey::Oifgroup,
+    };
+    vec![
+        load_meta(key),
+        compare(Operator::Equal, &group.to_ne_bytes()),
+    ]
+}
+
+/// The packet is of IPv4, or of IPv6, and its source lies in this network.
 pub(crate) fn source_is(address: IpAddr, prefix_length: u8) -> Rule {
-    address_is(address, prefix_length, 12, 8)
-}
-
-/// The packet's destination lies in this network.
-pub(crate) fn destination_is(address: IpAddr, prefix_length: u8) -> Rule {
-    address_is(address, prefix_length, 16, 24)
-}
-
-fn address_is(address: IpAddr, prefix_length: u8, ipv4_offset: u32, ipv6_offset: u32) -> Rule {
     let mut rule = family_is(address.is_ipv4());
+    rule.extend(address_is_at(12, 8, address, prefix_length));
+    rule
+}
+
+/// The packet is of IPv4, or of IPv6, and its destination lies in this network.
+pub(crate) fn destination_is(address: IpAddr, prefix_length: u8) -> Rule {
+    let mut rule = family_is(address.is_ipv4());
+    rule.extend(destination_is_in(address, prefix_length));
+    rule
+}
+
+/// The packet, which is of the address's family, has this source.
+pub(crate) fn source_of_packet_is(address: IpAddr) -> Rule {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    address_is_at(12, 8, address, length)
+}
+
+/// The destination of the packet, which is of the address's family, lies in this network.
+pub(crate) fn destination_is_in(address: IpAddr, prefix_length: u8) -> Rule {
+    address_is_at(16, 24, address, prefix_length)
+}
+
+/// An address of the IP header, at the first of these places for IPv4 and at the second for IPv6.
+fn address_is_at(ipv4_offset: u32, ipv6_offset: u32, address: IpAddr, prefix_length: u8) -> Rule {
     let (offset, bytes) = match address {
         IpAddr::V4(address) => (ipv4_offset, address.octets().to_vec()),
         IpAddr::V6(address) => (ipv6_offset, address.octets().to_vec()),
     };
     let length = bytes.len() as u32;
-    rule.push(load_payload(NETWORK_HEADER, offset, length));
+    let mut rule = vec![load_payload(NETWORK_HEADER, offset, length)];
     if u32::from(prefix_length) < length * 8 {
         let mask = (0..length)
             .map(|byte| {
@@ -136,6 +163,23 @@ fn address_is(address: IpAddr, prefix_length: u8, ipv4_offset: u32, ipv6_offset:
     rule
 }
 
+/// The packet says that it has this address (RFC 826, for Ethernet and IPv4).
+pub(crate) fn arp_sender_is(address: Ipv4Addr) -> Rule {
+    const SENDER: u32 = 14;
+    vec![
+        load_payload(NETWORK_HEADER, SENDER, 4),
+        compare(Operator::Equal, &address.octets()),
+    ]
+}
+
+/// The frame carries this protocol, by its number as an EtherType.
+pub(crate) fn protocol_is(ether_type: u16) -> Rule {
+    vec![
+        load_meta(MetaKey::EtherTypeProtocol),
+        compare(Operator::Equal, &ether_type.to_be_bytes()),
+    ]
+}
+
 /// The packet is of IPv4, or of IPv6.
 pub(crate) fn family_is(is_ipv4: bool) -> Rule {
     let family = if is_ipv4 {
@@ -146,23 +190,6 @@ pub(crate) fn family_is(is_ipv4: bool) -> Rule {
     vec![
         load_meta(MetaKey::Nfproto),
         compare(Operator::Equal, &[family as u8]),
-    ]
-}
-
-/// No route leads back to the packet's source through the interface that it came in on.
-pub(crate) fn source_is_not_behind_its_interface() -> Rule {
-    const RESULT_OIF: u32 = 1;
-    const OF_SOURCE_THROUGH_INPUT: u32 = 1 | 8;
-    vec![
-        other(
-            "fib",
-            &[
-                (1, REGISTER.into()),
-                (2, RESULT_OIF),
-                (3, OF_SOURCE_THROUGH_INPUT),
-            ],
-        ),
-        compare(Operator::Equal, &0_u32.to_ne_bytes()),
     ]
 }
 

@@ -96,6 +96,8 @@ pub(crate) enum LinkChange {
     Up,
     Mtu(u32),
     Mac(MacAddress),
+    /// It belongs to this group.
+    Group(u32),
     /// It becomes a port of the bridge of this index.
     Controller(u32),
 }
@@ -135,6 +137,7 @@ impl Socket {
                 LinkChange::Mac(mac) => message
                     .attributes
                     .push(LinkAttribute::Address(mac.bytes().to_vec())),
+                LinkChange::Group(group) => message.attributes.push(LinkAttribute::Group(*group)),
                 LinkChange::Controller(bridge) => {
                     message.attributes.push(LinkAttribute::Controller(*bridge))
                 }

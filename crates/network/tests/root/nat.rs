@@ -2,11 +2,11 @@
 //! The default network.
 
 use std::fs::File;
-use std::io::Write;
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::thread;
 
-use coracle_network::{Addressing, NetworkError, Subnet};
+use coracle_network::{Addressing, Attachment, NetworkError, Subnet};
 
 use crate::world::{
     Guest, HOST4, HOST6, OUTSIDE4, OUTSIDE6, SILENCE, World, ask_udp, ip, links_like, nft, run,
@@ -16,10 +16,13 @@ use crate::world::{
 tests![
     guest_reaches_the_outside_with_the_hosts_address,
     guest_reaches_the_host_at_its_gateway,
-    guests_reach_each_other_by_their_own_addresses,
+    guests_do_not_reach_each_other,
+    guests_that_may_reach_each_other_by_their_own_addresses,
     guest_is_not_reached_from_outside,
     forged_source_goes_nowhere,
     hosts_loopback_interface_is_out_of_a_guests_reach,
+    flush_of_all_rules_does_not_open_the_hosts_loopback_interface,
+    questions_for_other_addresses_of_the_host_are_not_answered,
     flood_of_forged_neighbours_is_not_noted_down,
     guest_is_no_router_of_the_host,
     host_goes_on_listening_to_its_own_router,
@@ -70,11 +73,26 @@ fn guest_reaches_the_host_at_its_gateway() {
     assert_eq!(attachment.routes().len(), 2);
 }
 
-fn guests_reach_each_other_by_their_own_addresses() {
+fn guests_do_not_reach_each_other() {
     let world = World::new();
     let one = world.attach("one", &["host-nat"], &[]);
-    let other = world.attach("other", &["host-nat"], &[]);
+    let other = world.attach("other", &["host-nat"], &["8080:80"]);
     let (one, other) = (Guest::start(&one), Guest::start(&other));
+    let port = other.space.serve_tcp("::", 80);
+
+    assert!(one.space.gets_no_tcp_answer(other.ipv4(), port));
+    assert!(one.space.gets_no_tcp_answer(other.ipv6(), port));
+    // Published ports are for all.
+    assert!(one.space.ask_tcp(HOST4, 8080).is_some());
+}
+
+fn guests_that_may_reach_each_other_by_their_own_addresses() {
+    let mut world = World::new();
+    let alone = world.attach("alone", &["host-nat"], &[]);
+    world.config.isolate = false;
+    let one = world.attach("one", &["host-nat"], &[]);
+    let other = world.attach("other", &["host-nat"], &[]);
+    let [alone, one, other] = [&alone, &one, &other].map(Guest::start);
     let port = other.space.serve_tcp("::", 0);
 
     assert_eq!(
@@ -85,6 +103,7 @@ fn guests_reach_each_other_by_their_own_addresses() {
         one.space.ask_tcp(other.ipv6(), port),
         one.ipv6().parse().ok()
     );
+    assert!(alone.space.gets_no_tcp_answer(other.ipv4(), port));
 }
 
 fn guest_is_not_reached_from_outside() {
@@ -149,12 +168,10 @@ fn forged_source_goes_nowhere() {
     }
 }
 
-fn hosts_loopback_interface_is_out_of_a_guests_reach() {
-    let world = World::new();
+/// What a guest's process hears from this host's loopback interface, when the guest sends through its gateway what is for it.
+fn answer_of_the_loopback_interface(attachment: &Attachment) -> Option<IpAddr> {
     serve_udp("127.0.0.1", 7779);
-    // A published port is what opens the way back to the loopback interface.
-    let attachment = world.attach("web", &["host-nat"], &["127.0.0.1:7780:80"]);
-    let guest = Guest::start(&attachment);
+    let guest = Guest::start(attachment);
     let gateway = attachment.routes()[0].gateway.unwrap();
     guest.space.within(|| {
         set_sysctl("ipv4/conf/all/route_localnet", "1");
@@ -162,22 +179,64 @@ fn hosts_loopback_interface_is_out_of_a_guests_reach() {
         ip(&format!(
             "route add 127.0.0.1 via {gateway} dev eth0 onlink"
         ));
-    });
+        ask_udp("127.0.0.1", 7779)
+    })
+}
 
-    let answer = guest.space.within(|| ask_udp("127.0.0.1", 7779));
+fn hosts_loopback_interface_is_out_of_a_guests_reach() {
+    let world = World::new();
+    // A published port is what opens the way back to the loopback interface.
+    let attachment = world.attach("web", &["host-nat"], &["127.0.0.1:7780:80"]);
+    let tap = links_like("coracle").remove(0);
+
+    let answer = answer_of_the_loopback_interface(&attachment);
 
     assert_eq!(answer, None);
+    assert_eq!(sysctl(&format!("ipv4/conf/{tap}/route_localnet")), "1");
+}
+
+fn flush_of_all_rules_does_not_open_the_hosts_loopback_interface() {
+    let world = World::new();
+    let attachment = world.attach("web", &["host-nat"], &["127.0.0.1:7780:80"]);
+    nft("flush ruleset");
+
+    let answer = answer_of_the_loopback_interface(&attachment);
+
+    assert_eq!(answer, None);
+}
+
+/// What else a host could do that is asked on one interface for what it has on another.
+fn questions_for_other_addresses_of_the_host_are_not_answered() {
+    let world = World::new();
+    let attachment = world.attach("web", &["host-nat"], &[]);
+    let interface = &attachment.interfaces()[0];
+    let IpAddr::V4(own) = interface.addresses[0].addr() else {
+        panic!("{:?}", interface.addresses)
+    };
+    let wire = File::from(interface.tap.try_clone().unwrap());
+
+    (&wire)
+        .write_all(&arp_request(
+            own.octets(),
+            HOST4.parse::<Ipv4Addr>().unwrap().octets(),
+        ))
+        .unwrap();
+    thread::sleep(SILENCE);
+
+    let is_arp = |frame: &Vec<u8>| frame[22..24] == [8, 6];
     assert_eq!(
-        sysctl(&format!(
-            "ipv4/conf/{}/route_localnet",
-            links_like("coracle")[0]
-        )),
-        "1"
+        frames_for_the_guest(&wire)
+            .iter()
+            .filter(|frame| is_arp(frame))
+            .count(),
+        0
     );
 }
 
 fn flood_of_forged_neighbours_is_not_noted_down() {
     let world = World::new();
+    // What some distributions set; the kernel takes the greater of this and the tap's own.
+    set_sysctl("ipv4/conf/all/rp_filter", "2");
     let attachment = world.attach("web", &["host-nat"], &[]);
     let tap = links_like("coracle").remove(0);
     let gateways: Vec<IpAddr> = attachment
@@ -205,6 +264,16 @@ fn flood_of_forged_neighbours_is_not_noted_down() {
 
     let noted = ip(&format!("neigh show dev {tap}"));
     assert_eq!(noted, "");
+}
+
+/// What there is to read on the guest's end of the wire, each frame behind the tap's header.
+fn frames_for_the_guest(mut wire: &File) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut frame = vec![0; 1 << 16];
+    while let Ok(length) = wire.read(&mut frame) {
+        frames.push(frame[..length].to_vec());
+    }
+    frames
 }
 
 /// Who has the target? Behind the header that a tap wants before each frame.

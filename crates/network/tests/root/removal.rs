@@ -20,6 +20,7 @@ tests![
     what_never_was_is_removed_without_a_word,
     rules_that_somebody_flushed_come_back,
     rules_of_another_version_are_replaced,
+    tables_and_links_with_names_like_ours_are_left_alone,
     ids_that_are_paths_are_refused,
     broken_record_is_told_by_its_name,
 ];
@@ -66,7 +67,9 @@ fn shared_rules_stay_until_the_last_machine_leaves() {
     let after_one = our_tables();
     other.detach().unwrap();
 
-    assert_eq!(after_one, ["coracle"]);
+    // The other's own, and what both shared.
+    assert_eq!(after_one.len(), 2);
+    assert!(after_one.contains(&"coracle".to_owned()));
     assert!(our_tables().is_empty());
 }
 
@@ -74,7 +77,7 @@ fn killed_machine_leaves_what_the_kernel_cannot_know() {
     let world = World::new();
     let before = state_of(&world);
     let holder = Holder::start(&world, "web", "host-nat", &["8080:80"]);
-    assert_eq!(our_tables().len(), 2);
+    assert_eq!(our_tables().len(), 3);
 
     holder.kill();
     let after = [links_like("coracle"), our_tables(), world.remembered()];
@@ -131,7 +134,7 @@ fn sweep_removes_the_dead_alone() {
 
     assert_eq!(removed, ["dead"]);
     assert_eq!(world.remembered(), ["living"]);
-    assert_eq!(our_tables(), ["coracle"]);
+    assert!(our_tables().contains(&"coracle".to_owned()));
     living.detach().unwrap();
 }
 
@@ -171,6 +174,18 @@ fn rules_of_another_version_are_replaced() {
         HOST4.parse().ok()
     );
     assert!(!run("nft", "list table inet coracle").contains("chain old"));
+}
+
+fn tables_and_links_with_names_like_ours_are_left_alone() {
+    let world = World::new();
+    nft("table inet coracle_custom { }; table inet coracle-rules { };");
+    ip("link add coracle-lab type bridge");
+    let before = state_of(&world);
+
+    world.attach("web", &["host-nat"], &[]).detach().unwrap();
+    coracle_network::sweep(&world.config).unwrap();
+
+    assert_eq!(state_of(&world), before);
 }
 
 fn ids_that_are_paths_are_refused() {
