@@ -22,7 +22,7 @@ use crate::port::PortMapping;
 use crate::publish::{self, Held, Redirection};
 use crate::request::{Addressing, NetworkConfig, Request};
 use crate::state::{CommonLock, Machine, OvsPort, Record};
-use crate::{bridge, host_nat};
+use crate::{bridge, forwarding, host_nat};
 
 /// Default routes of further interfaces come after those of the ones before: this much a place.
 const METRIC_STEP: u32 = 100;
@@ -205,7 +205,7 @@ impl Attachment {
         }
         let common = CommonLock::take(&self.config)?;
         machine.forget(&common)?;
-        remove_shared_locked(&common)
+        remove_shared_locked(&self.config, &common)
     }
 
     fn make(&mut self, request: &Request<'_>) -> Result<(), NetworkError> {
@@ -415,7 +415,7 @@ pub(crate) fn remove(
     wait_for_taps(id)?;
     let common = CommonLock::take(config)?;
     machine.forget(&common)?;
-    remove_shared_locked(&common)
+    remove_shared_locked(config, &common)
 }
 
 /// Waits a while for a killed machine's taps to go: they go with the machine's process, which may still be dying, and what
@@ -437,10 +437,10 @@ fn wait_for_taps(id: &str) -> Result<(), NetworkError> {
 
 /// Removes what all routed machines share, if there is none.
 pub(crate) fn remove_shared(config: &NetworkConfig) -> Result<(), NetworkError> {
-    remove_shared_locked(&CommonLock::take(config)?)
+    remove_shared_locked(config, &CommonLock::take(config)?)
 }
 
-fn remove_shared_locked(_common: &CommonLock) -> Result<(), NetworkError> {
+fn remove_shared_locked(config: &NetworkConfig, common: &CommonLock) -> Result<(), NetworkError> {
     let failed = |source| firewall::refused("look for what machines share", source);
     let mut filter = match Socket::netfilter() {
         Ok(filter) => filter,
@@ -448,13 +448,15 @@ fn remove_shared_locked(_common: &CommonLock) -> Result<(), NetworkError> {
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    match firewall::is_present(&mut filter) {
-        Ok(true) => {}
-        Ok(false) => return Ok(()),
+    let is_present = match firewall::is_present(&mut filter) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
-        Err(error) => return Err(failed(error)),
+        result => result.map_err(failed)?,
+    };
+    if !host_nat::taps(&mut route_socket()?)?.is_empty() {
+        return Ok(());
     }
-    if host_nat::taps(&mut route_socket()?)?.is_empty() {
+    forwarding::turn_off(config, &mut filter, common)?;
+    if is_present {
         firewall::remove(&mut filter)?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use crate::netlink::route::KernelRoute;
 use crate::request::{Addressing, NetworkConfig};
 use crate::state::CommonLock;
 use crate::subnet::Pool;
-use crate::{bridge, identity, sysctl};
+use crate::{bridge, forwarding, identity, sysctl};
 
 /// Ethernet's own; a route out of this host that carries less has the word.
 const MTU: u32 = 1500;
@@ -49,7 +49,7 @@ pub(crate) struct Plan<'a> {
 
 /// Makes it, all while the common lock is held: nobody else chooses the same address, or removes the packet filter's table
 /// before the tap is there to keep it.
-pub(crate) fn attach(plan: &Plan<'_>, _common: &CommonLock) -> Result<HostNat, NetworkError> {
+pub(crate) fn attach(plan: &Plan<'_>, common: &CommonLock) -> Result<HostNat, NetworkError> {
     let failed = |source| NetworkError::Netlink {
         action: "read this host's routes".to_owned(),
         source,
@@ -82,13 +82,14 @@ pub(crate) fn attach(plan: &Plan<'_>, _common: &CommonLock) -> Result<HostNat, N
     };
     let wanted = wanted_addresses(plan.addressing, ipv4.as_ref(), ipv6.as_ref())?;
 
-    for (pool, is_ipv4) in [(ipv4, true), (ipv6, false)] {
-        if pool.is_some() {
-            sysctl::enable_forwarding(is_ipv4)?;
-        }
-    }
     let mut filter =
         Socket::netfilter().map_err(|source| firewall::refused("open a socket", source))?;
+    let families = [(ipv4.is_some(), true), (ipv6.is_some(), false)];
+    let families: Vec<bool> = families
+        .into_iter()
+        .filter_map(|(is_wanted, is_ipv4)| is_wanted.then_some(is_ipv4))
+        .collect();
+    forwarding::turn_on(plan.config, &mut filter, &links, &families, common)?;
     firewall::ensure(&mut filter)?;
 
     let mtu =

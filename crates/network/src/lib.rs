@@ -8,6 +8,7 @@ mod cni;
 mod dns;
 mod error;
 mod firewall;
+mod forwarding;
 mod host_nat;
 mod identity;
 mod mac;
@@ -15,7 +16,6 @@ mod name;
 mod namespace;
 mod netlink;
 mod network;
-
 mod port;
 mod publish;
 mod request;

@@ -141,32 +141,14 @@ impl Machine {
     /// Remembers what is about to be made, before it is made.
     pub(crate) fn write(&self, record: &Record) -> Result<(), NetworkError> {
         let path = self.directory.join("record");
-        let temporary = self.directory.join("record.new");
         let bytes = serde_json::to_vec(record).map_err(|error| NetworkError::State {
             path: path.clone(),
             action: "write it",
             source: error.into(),
         })?;
-        // What others hold for us must not be forgotten in a power failure.
+        // What others hold for us must not be forgotten in a power failure; the kernel forgets what it holds in one.
         let must_last = !record.cni.is_empty() || !record.ovs.is_empty();
-        let write = || -> io::Result<()> {
-            let flags = OFlags::WRONLY
-                | OFlags::CREATE
-                | OFlags::TRUNC
-                | OFlags::CLOEXEC
-                | OFlags::NOFOLLOW;
-            let mut file = File::from(rustix::fs::open(
-                &temporary,
-                flags,
-                Mode::RUSR | Mode::WUSR,
-            )?);
-            file.write_all(&bytes)?;
-            if must_last {
-                file.sync_all()?;
-            }
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(failed(&path, "write it"))
+        replace_file(&path, &bytes, must_last).map_err(failed(&path, "write it"))
     }
 
     /// Forgets the machine: there is nothing left to remove.
@@ -264,6 +246,23 @@ fn read_record(directory: &Path) -> Result<Record, NetworkError> {
         return Ok(Record::default());
     };
     serde_json::from_slice(&bytes).map_err(|error| failed(&path, "understand it")(error.into()))
+}
+
+/// Writes a file anew, whole or not at all; where it must last, a power failure is no exception.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], must_last: bool) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut file = File::from(rustix::fs::open(
+        &temporary,
+        flags,
+        Mode::RUSR | Mode::WUSR,
+    )?);
+    file.write_all(bytes)?;
+    if must_last {
+        file.sync_all()?;
+    }
+    fs::rename(&temporary, path)
 }
 
 fn make_directory(path: &Path) -> Result<(), NetworkError> {

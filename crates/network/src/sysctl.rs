@@ -14,14 +14,28 @@ pub(crate) fn has_ipv6() -> bool {
     matches!(read("ipv6/conf/all/disable_ipv6"), Ok(value) if value == "0")
 }
 
+/// Whether this host forwards packets.
+pub(crate) fn forwards(is_ipv4: bool) -> Result<bool, NetworkError> {
+    read(forwarding(is_ipv4)).map(|value| value != "0")
+}
+
+pub(crate) fn disable_forwarding(is_ipv4: bool) -> Result<(), NetworkError> {
+    set(forwarding(is_ipv4), "0")
+}
+
+fn forwarding(is_ipv4: bool) -> &'static str {
+    if is_ipv4 {
+        "ipv4/ip_forward"
+    } else {
+        "ipv6/conf/all/forwarding"
+    }
+}
+
 /// Lets this host forward packets. For IPv6 that would end its listening to routers' advertisements, by which it may have
 /// its own address and route: interfaces that listen go on listening.
 pub(crate) fn enable_forwarding(is_ipv4: bool) -> Result<(), NetworkError> {
     if is_ipv4 {
-        return set("ipv4/ip_forward", "1");
-    }
-    if read("ipv6/conf/all/forwarding")? == "1" {
-        return Ok(());
+        return set(forwarding(is_ipv4), "1");
     }
     let interfaces = fs::read_dir(path("ipv6/conf")).map_err(|source| NetworkError::Sysctl {
         path: path("ipv6/conf"),
@@ -29,9 +43,10 @@ pub(crate) fn enable_forwarding(is_ipv4: bool) -> Result<(), NetworkError> {
         source,
     })?;
     for interface in interfaces.flatten() {
-        // `all` has no effect on interfaces that exist; `default` is for those to come.
+        // `all` has no effect on interfaces that exist, and of those to come, which `default` is for, nobody knows what they
+        // lead to.
         let name = interface.file_name();
-        if name == "all" {
+        if name == "all" || name == "default" {
             continue;
         }
         let setting = Path::new("ipv6/conf").join(&name).join("accept_ra");
@@ -43,7 +58,7 @@ pub(crate) fn enable_forwarding(is_ipv4: bool) -> Result<(), NetworkError> {
             tracing::warn!("{error}: that interface listens to no router from now on");
         }
     }
-    set("ipv6/conf/all/forwarding", "1")
+    set(forwarding(is_ipv4), "1")
 }
 
 /// Sets it unless it is set: /proc/sys may be read-only where somebody prepared it.

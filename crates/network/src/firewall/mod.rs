@@ -6,15 +6,16 @@
 
 mod batch;
 mod guard;
+mod others;
 mod own_table;
 mod rule;
+mod strangers;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage, RuleAttribute,
-    RuleMessage, TableAttribute, TableFlags, TableMessage,
+    InetHookNumber, NfTablesMessage, TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -22,6 +23,7 @@ use netlink_packet_netfilter::{
 
 pub(crate) use batch::{Batch, Place};
 pub(crate) use guard::guard;
+pub(crate) use others::forwarders;
 pub(crate) use own_table::OwnTable;
 use rule::{
     CT_ESTABLISHED_OR_RELATED, CT_IS_DNAT, Direction, Is, connection_state_is,
@@ -31,6 +33,7 @@ use rule::{
 pub(crate) use rule::{
     Rule, accept, destination_is, destination_is_local, family_is, jump, port_is, redirect_to,
 };
+pub(crate) use strangers::{keep_strangers_out, let_strangers_in};
 
 use crate::error::NetworkError;
 use crate::netlink::Socket;
@@ -46,9 +49,6 @@ const TABLE: &str = "coracle";
 
 /// Which rules the table holds: another number replaces them.
 const COMMENT: &str = "coracle-network rules 2";
-
-/// Marks our rules in other programs' chains.
-const OPENING_COMMENT: &str = "coracle";
 
 const PREROUTING: &str = "prerouting";
 const FORWARD: &str = "forward";
@@ -73,14 +73,15 @@ pub(crate) fn ensure(socket: &mut Socket) -> Result<(), NetworkError> {
             .commit(socket)
             .map_err(|source| refused("make table coracle", source))?;
     }
-    open_forwarding(socket)
+    others::open_forwarding(socket)
         .map_err(|source| refused("let other firewalls accept what is forwarded", source))
 }
 
 /// Removes the table, and our rules in other programs' chains.
 pub(crate) fn remove(socket: &mut Socket) -> Result<(), NetworkError> {
     delete_table(socket, NetfilterProtoFamily::Inet, TABLE)?;
-    close_forwarding(socket).map_err(|source| refused("remove rules from other firewalls", source))
+    others::close_forwarding(socket)
+        .map_err(|source| refused("remove rules from other firewalls", source))
 }
 
 /// Removes a table of ours unless it is gone.
@@ -99,7 +100,11 @@ fn delete_table(
 
 /// Whether the table for all machines is there.
 pub(crate) fn is_present(socket: &mut Socket) -> io::Result<bool> {
-    comment_of_table(socket, TABLE).map(|comment| comment.is_some())
+    has_table(socket, TABLE)
+}
+
+fn has_table(socket: &mut Socket, table: &str) -> io::Result<bool> {
+    comment_of_table(socket, table).map(|comment| comment.is_some())
 }
 
 pub(crate) fn refused(action: &str, source: io::Error) -> NetworkError {
@@ -229,169 +234,4 @@ fn comment_of_table(socket: &mut Socket, table: &str) -> io::Result<Option<Strin
         Some(data) if data == batch::to_comment(COMMENT) => COMMENT.to_owned(),
         _ => String::new(),
     }))
-}
-
-/// A chain of another program that drops what it is not told to accept, and where to tell it.
-struct DroppingChain {
-    family: NetfilterProtoFamily,
-    table: String,
-    chain: String,
-}
-
-impl DroppingChain {
-    /// Whether it is one that the programs `iptables` and `ip6tables` show, and that others add rules to.
-    fn is_of_iptables(&self) -> bool {
-        matches!(
-            self.family,
-            NetfilterProtoFamily::IPv4 | NetfilterProtoFamily::IPv6
-        ) && self.table == "filter"
-            && self.chain == "FORWARD"
-    }
-}
-
-/// Where Docker has users put their rules; its own chains are made anew at any time.
-const DOCKER_CHAIN: &str = "DOCKER-USER";
-
-/// Accepting in our own table does not help against a chain that drops: Docker's. There, rules of ours go first.
-fn open_forwarding(socket: &mut Socket) -> io::Result<()> {
-    let (dropping, docker) = dropping_chains(socket)?;
-    for place in dropping {
-        if !place.is_of_iptables() {
-            tracing::warn!(
-                "chain {} of nftables table {} drops what is forwarded: guests reach nothing unless it accepts \
-                 interfaces {PREFIX}*",
-                place.chain,
-                place.table
-            );
-            continue;
-        }
-        let chain = if docker.contains(&place.family) {
-            DOCKER_CHAIN
-        } else {
-            &place.chain
-        };
-        if our_rules(socket, place.family, &place.table, chain)?.is_empty() {
-            let mut batch = Batch::new(place.family, &place.table);
-            for direction in [Direction::In, Direction::Out] {
-                let rule = [
-                    interface_starts_with(direction, Is::Equal, PREFIX),
-                    accept(),
-                ];
-                batch.insert_rule(chain, rule, OPENING_COMMENT);
-            }
-            batch.commit(socket)?;
-        }
-    }
-    Ok(())
-}
-
-fn close_forwarding(socket: &mut Socket) -> io::Result<()> {
-    let table = "filter";
-    for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-        for chain in [DOCKER_CHAIN, "FORWARD"] {
-            let handles = our_rules(socket, family, table, chain)?;
-            if handles.is_empty() {
-                continue;
-            }
-            let mut batch = Batch::new(family, table);
-            for handle in handles {
-                batch.delete_rule(chain, handle);
-            }
-            batch.commit(socket)?;
-        }
-    }
-    Ok(())
-}
-
-/// Chains that drop by policy at the forward hook, and the families in which Docker has its chain.
-fn dropping_chains(
-    socket: &mut Socket,
-) -> io::Result<(Vec<DroppingChain>, Vec<NetfilterProtoFamily>)> {
-    const NF_DROP: u32 = 0;
-    let request = message(
-        NetfilterProtoFamily::Unspec,
-        NfTablesMessage::GetChain(ChainMessage {
-            attributes: Vec::new(),
-        }),
-    );
-    let mut dropping = Vec::new();
-    let mut docker = Vec::new();
-    for answer in socket.list(request)? {
-        let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(found)) = answer.inner else {
-            continue;
-        };
-        let mut place = DroppingChain {
-            family: answer.header.family,
-            table: String::new(),
-            chain: String::new(),
-        };
-        let mut drops = false;
-        let mut is_forward = false;
-        for attribute in found.attributes {
-            match attribute {
-                ChainAttribute::Table(name) => place.table = name,
-                ChainAttribute::Name(name) => place.chain = name,
-                ChainAttribute::Policy(policy) => drops = policy == NF_DROP,
-                ChainAttribute::Hook(hook) => {
-                    is_forward =
-                        hook.contains(&Hook::Number(HookNumber::Inet(InetHookNumber::Forward)));
-                }
-                _ => {}
-            }
-        }
-        let is_ip = matches!(
-            place.family,
-            NetfilterProtoFamily::IPv4 | NetfilterProtoFamily::IPv6 | NetfilterProtoFamily::Inet
-        );
-        if place.chain == DOCKER_CHAIN && place.table == "filter" {
-            docker.push(place.family);
-        }
-        if drops && is_forward && is_ip {
-            dropping.push(place);
-        }
-    }
-    Ok((dropping, docker))
-}
-
-/// The handles of our rules in a chain of another program.
-fn our_rules(
-    socket: &mut Socket,
-    family: NetfilterProtoFamily,
-    table: &str,
-    chain: &str,
-) -> io::Result<Vec<u64>> {
-    let request = message(
-        family,
-        NfTablesMessage::GetRule(RuleMessage {
-            attributes: vec![
-                RuleAttribute::Table(table.to_owned()),
-                RuleAttribute::Chain(chain.to_owned()),
-            ],
-        }),
-    );
-    let comment = batch::to_comment(OPENING_COMMENT);
-    Ok(socket
-        .list(request)?
-        .into_iter()
-        .filter_map(|answer: NetfilterMessage| match answer.inner {
-            NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) => {
-                Some(rule.attributes)
-            }
-            _ => None,
-        })
-        .filter(|attributes| {
-            // The kernel passes over names that it does not know, and then lists everything.
-            attributes.contains(&RuleAttribute::Table(table.to_owned()))
-                && attributes.contains(&RuleAttribute::Chain(chain.to_owned()))
-                && attributes.contains(&RuleAttribute::UserData(comment.clone()))
-        })
-        .filter_map(|attributes| {
-            attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    RuleAttribute::Handle(handle) => Some(handle),
-                    _ => None,
-                })
-        })
-        .collect())
 }

@@ -88,14 +88,28 @@ fn other(name: &str, numbers: &[(u16, u32)]) -> Expressions {
     }
 }
 
-/// The interface's name starts so.
-pub(crate) fn interface_starts_with(direction: Direction, is: Is, prefix: &str) -> Rule {
-    let key = match direction {
+fn load_interface(direction: Direction) -> Expressions {
+    load_meta(match direction {
         Direction::In => MetaKey::Iifname,
         Direction::Out => MetaKey::Oifname,
-    };
+    })
+}
+
+/// The interface's name starts so.
+pub(crate) fn interface_starts_with(direction: Direction, is: Is, prefix: &str) -> Rule {
     // A comparison shorter than the name leaves the rest open.
-    vec![load_meta(key), compare(is.into(), prefix.as_bytes())]
+    vec![
+        load_interface(direction),
+        compare(is.into(), prefix.as_bytes()),
+    ]
+}
+
+/// This is the interface's name.
+pub(crate) fn interface_is(direction: Direction, name: &str) -> Rule {
+    // With the zeroes that follow it to the end.
+    let mut padded = name.as_bytes().to_vec();
+    padded.resize(libc::IFNAMSIZ, 0);
+    vec![load_interface(direction), compare(Operator::Equal, &padded)]
 }
 
 /// The interface that the packet came in on, or goes out of, is of this group.

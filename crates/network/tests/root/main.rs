@@ -15,6 +15,7 @@ mod nat;
 mod plugins;
 mod ports;
 mod removal;
+mod routing;
 mod scripted;
 mod world;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let groups = [
         (nat::TESTS, lacks_for_all),
         (ports::TESTS, lacks_for_all),
+        (routing::TESTS, lacks_for_all),
         (removal::TESTS, lacks_for_all),
         (bridges::TESTS, lacks_for_all),
         (

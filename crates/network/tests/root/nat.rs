@@ -25,7 +25,6 @@ tests![
     questions_for_other_addresses_of_the_host_are_not_answered,
     flood_of_forged_neighbours_is_not_noted_down,
     guest_is_no_router_of_the_host,
-    host_goes_on_listening_to_its_own_router,
     host_without_ipv6_gives_ipv4,
     addresses_are_given_once,
     machine_gets_its_address_again,
@@ -325,19 +324,6 @@ fn guest_is_no_router_of_the_host() {
 
     assert_eq!(sysctl(&format!("ipv6/conf/{tap}/accept_ra")), "0");
     assert_eq!(sysctl(&format!("ipv6/conf/{tap}/accept_redirects")), "0");
-}
-
-fn host_goes_on_listening_to_its_own_router() {
-    let world = World::new();
-    ip("link add up1 type veth peer name up1peer");
-    set_sysctl("ipv6/conf/up1/accept_ra", "0");
-
-    let _attachment = world.attach("web", &["host-nat"], &[]);
-
-    assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
-    assert_eq!(sysctl("ipv4/ip_forward"), "1");
-    assert_eq!(sysctl("ipv6/conf/up0/accept_ra"), "2");
-    assert_eq!(sysctl("ipv6/conf/up1/accept_ra"), "0");
 }
 
 fn host_without_ipv6_gives_ipv4() {

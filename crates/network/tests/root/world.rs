@@ -78,13 +78,18 @@ pub fn nft(rules: &str) {
     run("nft", &format!("-f {}", file.path().display()));
 }
 
+/// Tables that all machines share, by name.
+pub const SHARED_TABLES: [&str; 2] = ["coracle", "coracle-strangers"];
+
 /// The names of nftables tables that start as ours do.
 pub fn our_tables() -> Vec<String> {
-    run("nft", "list tables")
+    let mut tables: Vec<String> = run("nft", "list tables")
         .lines()
         .filter_map(|line| line.split_whitespace().last().map(str::to_owned))
         .filter(|table| table.starts_with("coracle"))
-        .collect()
+        .collect();
+    tables.sort();
+    tables
 }
 
 /// Waits until a link says that it is up.
@@ -114,6 +119,19 @@ pub fn sysctl(path: &str) -> String {
 
 pub fn set_sysctl(path: &str, value: &str) {
     std::fs::write(Path::new("/proc/sys/net").join(path), value).unwrap();
+}
+
+/// What says that this host is a router, of IPv4 and of IPv6.
+const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+
+pub fn set_forwarding(value: &str) {
+    for setting in FORWARDING {
+        set_sysctl(setting, value);
+    }
+}
+
+pub fn forwarding() -> [String; 2] {
+    FORWARDING.map(sysctl)
 }
 
 /// A network namespace beside the host's.
@@ -238,9 +256,10 @@ pub struct World {
 }
 
 impl World {
-    /// A host with a link to the outside, and default routes to it.
+    /// A host with a link to the outside, and default routes to it. It is no router.
     pub fn new() -> Self {
         let outside = Space::new();
+        set_forwarding("0");
         ip("link set lo up");
         ip(&format!(
             "link add up0 type veth peer name eth0 netns {}",
@@ -324,6 +343,45 @@ impl World {
     /// What the state directory still knows of machines.
     pub fn remembered(&self) -> Vec<String> {
         coracle_network::leftovers(&self.config).unwrap()
+    }
+}
+
+/// Another network of the host's, as it might have one behind a VPN or for containers of another engine, with a machine in it.
+pub struct SideNetwork {
+    pub space: Space,
+    pub address4: &'static str,
+    pub address6: &'static str,
+}
+
+impl SideNetwork {
+    /// Its machine and those outside know the way to each other: through the host.
+    pub fn new(world: &World) -> Self {
+        let space = Space::new();
+        let (address4, address6) = ("198.51.100.2", "2001:db8:51::2");
+        ip(&format!(
+            "link add side0 type veth peer name eth0 netns {}",
+            space.path()
+        ));
+        ip("addr add 198.51.100.1/24 dev side0");
+        ip("addr add 2001:db8:51::1/64 dev side0 nodad");
+        ip("link set side0 up");
+        space.ip(&format!("addr add {address4}/24 dev eth0"));
+        space.ip(&format!("addr add {address6}/64 dev eth0 nodad"));
+        space.ip("link set eth0 up");
+        wait_for_carrier("side0");
+        space.ip("route add default via 198.51.100.1");
+        space.ip("-6 route add default via 2001:db8:51::1");
+        world
+            .outside
+            .ip(&format!("route add 198.51.100.0/24 via {HOST4}"));
+        world
+            .outside
+            .ip(&format!("-6 route add 2001:db8:51::/64 via {HOST6}"));
+        Self {
+            space,
+            address4,
+            address6,
+        }
     }
 }
 
