@@ -680,7 +680,7 @@ fn indexes_without_an_end_are_refused() {
 
     assert_eq!(
         error,
-        "image IMAGE takes more than 64 indexes and manifests to find"
+        "image IMAGE takes more than 16 indexes and manifests to find"
     );
 }
 
@@ -721,6 +721,6 @@ fn indexes_that_fan_out_are_refused() {
 
     assert_eq!(
         error,
-        "image IMAGE takes more than 64 indexes and manifests to find"
+        "image IMAGE takes more than 16 indexes and manifests to find"
     );
 }

@@ -7,9 +7,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::ImageError;
 use super::compression::Format;
+use super::docker::{self, Docker};
 use super::member::Member;
-use super::{ImageError, docker};
+use super::source::Storage;
 use crate::tarball::{Entries, Kind};
 
 /// Most entries of an archive; an image has a few hundred.
@@ -19,33 +21,21 @@ const NAME_LIMIT: usize = 1024;
 /// Most links from one name to another that are followed.
 const LINK_LIMIT: usize = 8;
 
-/// An opened archive.
-#[derive(Debug)]
-pub(super) struct Archive {
-    members: Members,
-}
-
-impl Archive {
-    pub(super) fn new(path: &Path, file: File, size: u64) -> Result<Self, ImageError> {
-        let whole = Member::new(Arc::new(file), 0, size);
-        if let Some(format) = Format::of(&whole) {
-            return Err(ImageError::CompressedArchive {
-                path: path.to_owned(),
-                format: format.name(),
-            });
-        }
-        let mut members = Members::read(path, whole)?;
-        // Archives of newer dockers are layouts as well, and say more as such.
-        if members.get("oci-layout").is_none() && members.get(docker::MANIFEST).is_some() {
-            docker::add_layout(path, &mut members)?;
-        }
-        Ok(Self { members })
+/// Reads the archive in `file`, and tells what it is.
+pub(super) fn open(path: &Path, file: File, size: u64) -> Result<Storage, ImageError> {
+    let whole = Member::new(Arc::new(file), 0, size);
+    if let Some(format) = Format::of(&whole) {
+        return Err(ImageError::CompressedArchive {
+            path: path.to_owned(),
+            format: format.name(),
+        });
     }
-
-    /// The file `name`, a path below the layout.
-    pub(super) fn member(&self, name: &str) -> Option<Member> {
-        self.members.get(name)
+    let members = Members::read(path, whole)?;
+    // Archives of newer dockers are layouts as well, and say more as such.
+    if members.get("oci-layout").is_none() && members.get(docker::MANIFEST).is_some() {
+        return Docker::new(path, members).map(Storage::Docker);
     }
+    Ok(Storage::Archive(members))
 }
 
 /// The files of an archive, by their names.
@@ -103,7 +93,7 @@ impl Members {
         Ok(members)
     }
 
-    /// The file `name`, or what it is a link to.
+    /// The file `name`, a path below the layout, or what it is a link to.
     pub(super) fn get(&self, name: &str) -> Option<Member> {
         let mut name = name;
         for _ in 0..LINK_LIMIT {
@@ -113,11 +103,6 @@ impl Members {
             name = self.links.get(name)?;
         }
         None
-    }
-
-    /// Adds a file that the archive does not have.
-    pub(super) fn insert(&mut self, name: String, member: Member) {
-        self.files.insert(name, member);
     }
 }
 

@@ -5,10 +5,12 @@
 //!
 //! The layout that such an archive could have been is made up beside its files, so that nobody else has to know of the
 //! format. It states no digests of its own, but the config those of the layers' content, so that all is checked that a
-//! layout's would be.
+//! layout's would be. An image is made up when it is asked for: what is wrong with another is in nobody's way.
 
+use std::collections::HashMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -18,8 +20,10 @@ use super::compression::Format;
 use super::config::ImageConfig;
 use super::index::{REF_NAME, null_as_default};
 use super::member::Member;
+use super::select::{DOCUMENT_COUNT_LIMIT, LAYER_LIMIT};
 use super::source::DOCUMENT_LIMIT;
-use super::{Descriptor, ImageError};
+use super::tag::{Named, chosen};
+use super::{Descriptor, ImageError, Index};
 use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Name of the list of images.
@@ -27,11 +31,27 @@ pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Most images of an archive.
 const IMAGE_LIMIT: usize = 1000;
-/// Most layers that are looked at in an archive.
-const LAYER_LIMIT: usize = 20_000;
+
+/// An opened archive of docker.
+#[derive(Debug)]
+pub(super) struct Docker {
+    path: PathBuf,
+    members: Members,
+    images: Vec<Saved>,
+    made: Mutex<Made>,
+}
+
+/// What was made up so far.
+#[derive(Debug, Default)]
+struct Made {
+    /// Files of the layout, by their names.
+    files: HashMap<String, Member>,
+    /// Digests by where in the archive the content lies: it may be named any number of times, and is hashed once.
+    digests: HashMap<(u64, u64), Digest>,
+}
 
 /// One image of the list.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
@@ -41,58 +61,87 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// Adds a layout's files to those of an archive that docker wrote.
-pub(super) fn add_layout(path: &Path, members: &mut Members) -> Result<(), ImageError> {
-    let mut maker = Maker {
-        path,
-        members,
-        layers: 0,
-    };
-    let json = maker.document(MANIFEST)?;
-    let saved: Vec<Saved> =
-        serde_json::from_slice(&json).map_err(|source| maker.json_error(MANIFEST, source))?;
-    if saved.len() > IMAGE_LIMIT {
-        return Err(ImageError::TooManyDocuments {
+impl Named for Saved {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.repo_tags.iter().map(String::as_str)
+    }
+}
+
+impl Docker {
+    /// Reads the list of images among the archive's files.
+    pub(super) fn new(path: &Path, members: Members) -> Result<Self, ImageError> {
+        let mut docker = Self {
             path: path.to_owned(),
-            limit: IMAGE_LIMIT,
-        });
-    }
-    let mut manifests = Vec::new();
-    for image in &saved {
-        let manifest = maker.manifest(image)?;
-        if image.repo_tags.is_empty() {
-            manifests.push(json!(manifest));
+            members,
+            images: Vec::new(),
+            made: Mutex::default(),
+        };
+        let json = docker.document(MANIFEST)?;
+        docker.images =
+            serde_json::from_slice(&json).map_err(|source| docker.json_error(MANIFEST, source))?;
+        if docker.images.len() > IMAGE_LIMIT {
+            return Err(ImageError::TooManyImages {
+                path: path.to_owned(),
+                found: docker.images.len(),
+                limit: IMAGE_LIMIT,
+            });
         }
-        for tag in &image.repo_tags {
-            let mut named = manifest.clone();
-            named.annotations.insert(REF_NAME.to_owned(), tag.clone());
-            manifests.push(json!(named));
-        }
+        Ok(docker)
     }
-    let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
-    members.insert("index.json".to_owned(), Member::of_bytes(index.into()));
-    let layout = br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec();
-    members.insert("oci-layout".to_owned(), Member::of_bytes(layout));
-    Ok(())
-}
 
-struct Maker<'m> {
-    path: &'m Path,
-    members: &'m mut Members,
-    layers: usize,
-}
+    /// A file of the layout, of an image that was made up.
+    pub(super) fn member(&self, name: &str) -> Option<Member> {
+        self.made().files.get(name).cloned()
+    }
 
-impl Maker<'_> {
+    /// The names of all images.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.images.iter().flat_map(Named::names)
+    }
+
+    /// Makes up the image `tag`, or without a tag the only one or `latest`, and gives its manifest; several where they
+    /// have one name.
+    pub(super) fn image(&self, tag: Option<&str>) -> Result<Vec<Descriptor>, ImageError> {
+        let images = chosen(&self.path, &self.images, tag)?;
+        if images.len() > DOCUMENT_COUNT_LIMIT {
+            return Err(ImageError::TooManyDocuments {
+                path: self.path.clone(),
+                limit: DOCUMENT_COUNT_LIMIT,
+            });
+        }
+        images
+            .into_iter()
+            .map(|image| self.manifest(image))
+            .collect()
+    }
+
+    /// Makes up all images, and the index of the layout.
+    pub(super) fn index(&self) -> Result<Index, ImageError> {
+        let mut manifests = Vec::new();
+        for image in &self.images {
+            let manifest = self.manifest(image)?;
+            let named = image.repo_tags.iter().map(|tag| {
+                let mut named = manifest.clone();
+                named.annotations.insert(REF_NAME.to_owned(), tag.clone());
+                named
+            });
+            manifests.extend(named);
+            if image.repo_tags.is_empty() {
+                manifests.push(manifest);
+            }
+        }
+        Ok(Index::of(manifests))
+    }
+
     /// Makes the manifest of an image; its config and layers become blobs.
-    fn manifest(&mut self, image: &Saved) -> Result<Descriptor, ImageError> {
+    fn manifest(&self, image: &Saved) -> Result<Descriptor, ImageError> {
         let json = self.document(&image.config)?;
         let config = ImageConfig::from_json(&json)
             .map_err(|source| self.json_error(&image.config, source))?;
-        self.layers += image.layers.len();
-        if self.layers > LAYER_LIMIT {
+        if image.layers.len() > LAYER_LIMIT {
             return Err(ImageError::TooManyLayers {
-                path: self.path.to_owned(),
-                found: self.layers,
+                path: self.path.clone(),
+                found: image.layers.len(),
                 limit: LAYER_LIMIT,
             });
         }
@@ -100,14 +149,20 @@ impl Maker<'_> {
         for (number, name) in image.layers.iter().enumerate() {
             layers.push(self.layer(name, config.rootfs.diff_ids.get(number))?);
         }
-        let config = self.document_blob("application/vnd.oci.image.config.v1+json", json);
+        let config = self.blob(
+            "application/vnd.oci.image.config.v1+json",
+            Digest::of(Algorithm::Sha256, &json),
+            self.file(&image.config)?,
+        );
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
-        Ok(self.document_blob(media_type, manifest.to_string().into_bytes()))
+        let manifest = manifest.to_string().into_bytes();
+        let digest = Digest::of(Algorithm::Sha256, &manifest);
+        Ok(self.blob(media_type, digest, Member::of_bytes(manifest)))
     }
 
-    fn layer(&mut self, name: &str, diff_id: Option<&Digest>) -> Result<Descriptor, ImageError> {
-        let member = self.member(name)?;
+    fn layer(&self, name: &str, diff_id: Option<&Digest>) -> Result<Descriptor, ImageError> {
+        let member = self.file(name)?;
         let (format, known) = match Format::of(&member) {
             // A layer that is not compressed has its content's digest; it is checked when it is read.
             None => ("tar", diff_id.cloned()),
@@ -115,7 +170,7 @@ impl Maker<'_> {
             Some(Format::Zstd) => ("tar+zstd", None),
             Some(format) => {
                 return Err(ImageError::MediaType {
-                    path: self.path.to_owned(),
+                    path: self.path.clone(),
                     what: what(name),
                     found: format.name().to_owned(),
                 });
@@ -123,33 +178,35 @@ impl Maker<'_> {
         };
         let digest = match known {
             Some(digest) => digest,
-            None => self.digest_of(name, member.clone())?,
+            None => self.digest_of(name, &member)?,
         };
         let media_type = format!("application/vnd.oci.image.layer.v1.{format}");
         Ok(self.blob(&media_type, digest, member))
     }
 
-    fn digest_of(&self, name: &str, mut member: Member) -> Result<Digest, ImageError> {
+    fn digest_of(&self, name: &str, member: &Member) -> Result<Digest, ImageError> {
+        let place = member.place();
+        if let Some(digest) = self.made().digests.get(&place) {
+            return Ok(digest.clone());
+        }
+        let mut content = member.clone();
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut buffer = vec![0; 128 << 10];
-        loop {
-            match member.read(&mut buffer) {
-                Ok(0) => return Ok(hasher.finish()),
+        let digest = loop {
+            match content.read(&mut buffer) {
+                Ok(0) => break hasher.finish(),
                 Ok(count) => hasher.update(&buffer[..count]),
                 Err(source) => return Err(self.read_error(name, source)),
             }
-        }
+        };
+        self.made().digests.insert(place, digest.clone());
+        Ok(digest)
     }
 
-    fn document_blob(&mut self, media_type: &str, content: Vec<u8>) -> Descriptor {
-        let digest = Digest::of(Algorithm::Sha256, &content);
-        self.blob(media_type, digest, Member::of_bytes(content))
-    }
-
-    fn blob(&mut self, media_type: &str, digest: Digest, member: Member) -> Descriptor {
+    fn blob(&self, media_type: &str, digest: Digest, member: Member) -> Descriptor {
         let size = member.remaining();
         let name = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
-        self.members.insert(name, member);
+        self.made().files.insert(name, member);
         Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -159,12 +216,16 @@ impl Maker<'_> {
         }
     }
 
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
-        let member = self.member(name)?;
+        let member = self.file(name)?;
         let size = member.remaining();
         if size > DOCUMENT_LIMIT {
             return Err(ImageError::TooLarge {
-                path: self.path.to_owned(),
+                path: self.path.clone(),
                 what: what(name),
                 size,
                 limit: DOCUMENT_LIMIT,
@@ -178,18 +239,19 @@ impl Maker<'_> {
         Ok(bytes)
     }
 
-    fn member(&self, name: &str) -> Result<Member, ImageError> {
+    /// A file of the archive.
+    fn file(&self, name: &str) -> Result<Member, ImageError> {
         file_name("", name.as_bytes())
             .and_then(|name| self.members.get(&name))
             .ok_or_else(|| ImageError::MissingFile {
-                path: self.path.to_owned(),
+                path: self.path.clone(),
                 what: what(name),
             })
     }
 
     fn read_error(&self, name: &str, source: std::io::Error) -> ImageError {
         ImageError::Read {
-            path: self.path.to_owned(),
+            path: self.path.clone(),
             what: what(name),
             source,
         }
@@ -197,7 +259,7 @@ impl Maker<'_> {
 
     fn json_error(&self, name: &str, source: serde_json::Error) -> ImageError {
         ImageError::Json {
-            path: self.path.to_owned(),
+            path: self.path.clone(),
             what: what(name),
             source,
         }

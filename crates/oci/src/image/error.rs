@@ -192,6 +192,16 @@ pub enum ImageError {
         /// Documents allowed.
         limit: usize,
     },
+    /// The archive holds more images than any that is meant.
+    #[error("image archive {} holds {found} images; the limit is {limit}", .path.display())]
+    TooManyImages {
+        /// Path of the archive.
+        path: PathBuf,
+        /// Its images.
+        found: usize,
+        /// Images allowed.
+        limit: usize,
+    },
     /// The image has more layers than any.
     #[error("image {} has {found} layers; the limit is {limit}", .path.display())]
     TooManyLayers {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::tag::Named;
 use crate::digest::Digest;
 
 /// Media types of a document that lists manifests.
@@ -43,9 +44,9 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
-impl Descriptor {
-    /// The names that the image has in its layout.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+/// By the names that it has in its layout.
+impl Named for Descriptor {
+    fn names(&self) -> impl Iterator<Item = &str> {
         [REF_NAME, CONTAINERD_NAME]
             .into_iter()
             .filter_map(|key| self.annotations.get(key))
@@ -92,6 +93,15 @@ pub struct Index {
 }
 
 impl Index {
+    /// An index of these.
+    pub(super) fn of(manifests: Vec<Descriptor>) -> Self {
+        Self {
+            media_type: None,
+            manifests,
+            layers: None,
+        }
+    }
+
     /// Reads an index.
     ///
     /// # Errors

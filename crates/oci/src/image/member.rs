@@ -51,6 +51,11 @@ impl Member {
         self.end.saturating_sub(self.position)
     }
 
+    /// Where it starts and ends in its file: what lies in one place of a file is one thing.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.position, self.end)
+    }
+
     /// Passes over `count` bytes without reading them.
     pub(crate) fn skip(&mut self, count: u64) -> io::Result<()> {
         if count > self.remaining() {

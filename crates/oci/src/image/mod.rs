@@ -11,7 +11,8 @@
 //! index       which images a layout holds      (image-spec, image-index)
 //! manifest    which blobs make up an image      (image-spec, manifest)
 //! config      how its container is to run       (image-spec, config)
-//! select      from a tag and a platform to one image
+//! tag         which of several images is meant
+//! select      from there, by the platform, to one image
 //! ```
 
 mod archive;
@@ -27,6 +28,7 @@ mod name;
 mod reference;
 mod select;
 mod source;
+mod tag;
 
 pub use self::config::{ContainerConfig, ImageConfig};
 pub use self::error::ImageError;

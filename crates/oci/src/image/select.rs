@@ -4,20 +4,18 @@
 use super::config::ImageConfig;
 use super::index::{Descriptor, INDEX_TYPES, Index, Platform};
 use super::manifest::{CONFIG_TYPES, Layer, MANIFEST_TYPES, Manifest, compression};
+use super::tag::chosen;
 use super::{ImageError, Source};
 use crate::digest::{Algorithm, Digest};
-use crate::show::quoted;
 
 /// What images run on here.
 pub const PLATFORM: &str = "linux/amd64";
 
 /// Most indexes and manifests that are read to find an image. Each is bounded, and so is with
 /// this the whole search, whatever graph of indexes a layout holds.
-const DOCUMENT_COUNT_LIMIT: usize = 64;
+pub(super) const DOCUMENT_COUNT_LIMIT: usize = 16;
 /// Most layers of an image; builders stop at 127.
-const LAYER_LIMIT: usize = 512;
-/// The tag that is meant where none is given and there are several.
-const DEFAULT_TAG: &str = "latest";
+pub(super) const LAYER_LIMIT: usize = 512;
 
 /// An image, found and read but for its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,12 +60,10 @@ impl Source {
     /// Where there is no such image, it is for another platform, or one of its documents is
     /// missing, damaged or not supported.
     pub fn image(&self, tag: Option<&str>) -> Result<Image, ImageError> {
-        let index = self.index()?;
-        let candidates = match tag {
-            Some(tag) => self.by_tag(&index, tag)?,
-            None => self.without_tag(&index)?,
-        };
-        self.among(candidates)
+        match self.docker() {
+            Some(docker) => self.among(&docker.image(tag)?),
+            None => self.among(chosen(self.path(), &self.index()?.manifests, tag)?),
+        }
     }
 
     /// The image that `descriptor` stands for, for [`PLATFORM`]: a manifest, or one in an index.
@@ -110,69 +106,6 @@ impl Source {
             references.blobs.push(manifest.config);
         }
         Ok(references)
-    }
-
-    fn by_tag<'i>(&self, index: &'i Index, tag: &str) -> Result<Vec<&'i Descriptor>, ImageError> {
-        let named = |is_meant: &dyn Fn(&str) -> bool| -> Vec<&'i Descriptor> {
-            index
-                .manifests
-                .iter()
-                .filter(|descriptor| descriptor.names().any(is_meant))
-                .collect()
-        };
-        let exact = named(&|name| name == tag);
-        if !exact.is_empty() {
-            return Ok(exact);
-        }
-        // Archives of docker and podman carry whole names, such as docker.io/library/busybox:1.36.
-        let by_end = named(&|name| {
-            name.strip_suffix(tag)
-                .is_some_and(|start| start.ends_with(':'))
-        });
-        if !by_end.is_empty() {
-            return Ok(by_end);
-        }
-        Err(ImageError::NoSuchTag {
-            path: self.path().to_owned(),
-            tag: tag.escape_debug().to_string(),
-            known: known_tags(index),
-        })
-    }
-
-    fn without_tag<'i>(&self, index: &'i Index) -> Result<Vec<&'i Descriptor>, ImageError> {
-        let path = || self.path().to_owned();
-        let first = index
-            .manifests
-            .first()
-            .ok_or_else(|| ImageError::Empty(path()))?;
-        // Entries of one name, or of none, are variants of one image.
-        let is_one = index
-            .manifests
-            .iter()
-            .all(|descriptor| descriptor.names().eq(first.names()));
-        if is_one {
-            return Ok(index.manifests.iter().collect());
-        }
-        self.by_tag(index, DEFAULT_TAG)
-            .map_err(|_| ImageError::TagNeeded {
-                path: path(),
-                known: known_tags(index),
-            })
-    }
-}
-
-fn known_tags(index: &Index) -> String {
-    let mut tags: Vec<String> = index
-        .manifests
-        .iter()
-        .filter_map(|descriptor| descriptor.names().next())
-        .map(|name| quoted(name.as_bytes()))
-        .collect();
-    tags.dedup();
-    match tags.len() {
-        0 => "no tags".to_owned(),
-        count if count > 10 => format!("{} and {} more", tags[..10].join(", "), count - 10),
-        _ => tags.join(", "),
     }
 }
 

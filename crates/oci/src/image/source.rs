@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 
-use super::archive::Archive;
+use super::archive::{self, Members};
+use super::docker::Docker;
 use super::layout::Layout;
 use super::member::Member;
+use super::tag::Named;
 use super::{Descriptor, ImageError, Index};
 use crate::digest::{ContentError, Verified};
 
@@ -25,10 +27,12 @@ pub struct Source {
     storage: Storage,
 }
 
+/// How it is kept.
 #[derive(Debug)]
-enum Storage {
+pub(super) enum Storage {
     Directory(Layout),
-    Archive(Archive),
+    Archive(Members),
+    Docker(Docker),
 }
 
 #[derive(Deserialize)]
@@ -58,7 +62,7 @@ impl Source {
         let storage = if metadata.is_dir() {
             Storage::Directory(Layout::new(file))
         } else if metadata.is_file() {
-            Storage::Archive(Archive::new(path, file, metadata.len())?)
+            archive::open(path, file, metadata.len())?
         } else {
             return Err(ImageError::Kind(path.to_owned()));
         };
@@ -66,7 +70,9 @@ impl Source {
             path: path.to_owned(),
             storage,
         };
-        source.check_layout()?;
+        if source.docker().is_none() {
+            source.check_layout()?;
+        }
         Ok(source)
     }
 
@@ -75,11 +81,27 @@ impl Source {
         &self.path
     }
 
-    /// The layout's own index.
+    /// The names of its images, as they are written there: tags in layouts, whole names in archives of docker.
     ///
     /// # Errors
-    /// Where it is missing or damaged.
+    /// Where the index is missing or damaged.
+    pub fn names(&self) -> Result<Vec<String>, ImageError> {
+        if let Some(docker) = self.docker() {
+            return Ok(docker.names().map(str::to_owned).collect());
+        }
+        let index = self.index()?;
+        let names = index.manifests.iter().flat_map(Named::names);
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// The layout's own index; of an archive of docker, one that is made up of all images in it.
+    ///
+    /// # Errors
+    /// Where it is missing or damaged, or cannot be made up since an image is incomplete.
     pub fn index(&self) -> Result<Index, ImageError> {
+        if let Some(docker) = self.docker() {
+            return docker.index();
+        }
         let bytes = self.top_level("index.json")?;
         Index::from_json(&bytes).map_err(|source| self.json_error("the index", source))
     }
@@ -184,7 +206,15 @@ impl Source {
             Storage::Directory(layout) => layout
                 .member(name)
                 .map_err(|source| self.read_error(what, source)),
-            Storage::Archive(archive) => Ok(archive.member(name)),
+            Storage::Archive(members) => Ok(members.get(name)),
+            Storage::Docker(docker) => Ok(docker.member(name)),
+        }
+    }
+
+    pub(super) fn docker(&self) -> Option<&Docker> {
+        match &self.storage {
+            Storage::Docker(docker) => Some(docker),
+            _ => None,
         }
     }
 
