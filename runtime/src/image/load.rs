@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use coracle_oci::image::{Index, Name, Source};
+use coracle_oci::image::{Name, Source};
 use coracle_oci::store::Store;
 
 use super::Unpacking;
@@ -18,7 +18,7 @@ pub fn load(directories: &Directories, arguments: &LoadArguments) -> Result<u8> 
     let tag = from.tag.as_deref();
     let images: Vec<(Name, Option<String>)> = match &arguments.name {
         Some(name) => vec![(name.clone(), from.tag.clone())],
-        None => whole_names(&source.index()?, tag)
+        None => whole_names(source.names()?, tag)
             .into_iter()
             .map(|(name, text)| (name, Some(text)))
             .collect(),
@@ -39,16 +39,15 @@ pub fn load(directories: &Directories, arguments: &LoadArguments) -> Result<u8> 
     Ok(0)
 }
 
-/// The names in an index that leave nothing to be understood, with how they are written there; `tag` narrows them down.
+/// Those names of an archive that leave nothing to be understood, with how they are written there; `tag` narrows them
+/// down.
 ///
 /// A word alone, as layouts have it, is a tag and not a name: `latest` names no image of that name.
-fn whole_names(index: &Index, tag: Option<&str>) -> BTreeSet<(Name, String)> {
-    index
-        .manifests
-        .iter()
-        .flat_map(|descriptor| descriptor.annotations.values())
+fn whole_names(names: Vec<String>, tag: Option<&str>) -> BTreeSet<(Name, String)> {
+    names
+        .into_iter()
         .filter(|text| text.contains([':', '/']))
-        .filter_map(|text| Some((text.parse::<Name>().ok()?, text.clone())))
+        .filter_map(|text| Some((text.parse::<Name>().ok()?, text)))
         .filter(|(name, text)| tag.is_none_or(|tag| name.tag() == Some(tag) || text == tag))
         .collect()
 }
@@ -71,21 +70,6 @@ mod tests {
 
     use super::*;
 
-    fn index(names: &[&str]) -> Index {
-        let manifests: Vec<_> = names
-            .iter()
-            .map(|name| {
-                serde_json::json!({
-                    "digest": format!("sha256:{}", "0".repeat(64)),
-                    "size": 1,
-                    "annotations": {"org.opencontainers.image.ref.name": name, "other": "https://a.b/c"},
-                })
-            })
-            .collect();
-        let json = serde_json::json!({"schemaVersion": 2, "manifests": manifests});
-        Index::from_json(json.to_string().as_bytes()).unwrap()
-    }
-
     #[rstest]
     #[case::two(&["docker.io/library/a:1", "b:2"], None, &["a:1", "b:2"])]
     #[case::chosen(&["a:1", "b:2"], Some("2"), &["b:2"])]
@@ -97,7 +81,9 @@ mod tests {
         #[case] tag: Option<&str>,
         #[case] expected: &[&str],
     ) {
-        let found = whole_names(&index(names), tag);
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+
+        let found = whole_names(names, tag);
 
         let familiar: Vec<_> = found.iter().map(|(name, _)| name.familiar()).collect();
         assert_eq!(familiar, expected);

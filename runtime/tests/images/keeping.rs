@@ -19,6 +19,10 @@ pub const TESTS: &[Test] = &[
         "layout_without_a_name_wants_one",
         layout_without_a_name_wants_one,
     ),
+    (
+        "name_that_is_only_mentioned_is_not_taken",
+        name_that_is_only_mentioned_is_not_taken,
+    ),
     ("image_has_a_further_name", image_has_a_further_name),
     (
         "image_that_is_missing_is_said",
@@ -100,6 +104,23 @@ fn layout_without_a_name_wants_one() {
         error.contains(&format!("coracle load {layout} NAME")),
         "{error}"
     );
+}
+
+fn name_that_is_only_mentioned_is_not_taken() {
+    let host = Host::new();
+    let layout = host.layout("layout", &image("one"));
+    let path = host.path("layout/index.json");
+    let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    index["manifests"][0]["annotations"] = json!({
+        "org.opencontainers.image.ref.name": "1",
+        "io.containerd.image.name": "example.org/one:1",
+        "org.opencontainers.image.base.name": "docker.io/library/debian:12",
+    });
+    fs::write(&path, index.to_string()).unwrap();
+
+    assert_eq!(host.run(&["load", &layout]).ok(), "example.org/one:1\n");
+
+    assert_eq!(host.names(), ["example.org/one:1"]);
 }
 
 fn image_has_a_further_name() {
