@@ -617,6 +617,27 @@ fn image_for_other_platforms_is_refused(#[case] state_platforms: bool) {
 }
 
 #[test]
+fn artifact_beside_an_image_is_passed_over() {
+    let mut layout = Layout::new();
+    let config = layout.json("application/vnd.cncf.helm.config.v1+json", &json!({}));
+    let artifact = layout.json(
+        MANIFEST,
+        &json!({"schemaVersion": 2, "config": config, "layers": []}),
+    );
+    let other = layout.blob("text/plain", b"text");
+    let image = layout.image("amd64", &[&[file("f", "")]]);
+    for descriptor in [artifact, other, image] {
+        layout.add(descriptor);
+    }
+    let place = tempfile::tempdir().unwrap();
+
+    assert_eq!(
+        unpacked(&directory_of(&layout, place.path()), None),
+        Ok(vec!["f file 644 ".to_owned()])
+    );
+}
+
+#[test]
 fn plainest_variant_of_the_architecture_is_chosen() {
     let mut layout = Layout::new();
     for variant in ["v3", "v1", "v2"] {
@@ -681,6 +702,26 @@ fn indexes_without_an_end_are_refused() {
     assert_eq!(
         error,
         "image IMAGE takes more than 16 indexes and manifests to find"
+    );
+}
+
+#[test]
+fn indexes_that_are_large_together_are_refused() {
+    let mut layout = Layout::new();
+    let mut inner = layout.image("amd64", &[]);
+    for _ in 0..6 {
+        let mut index = json!({"manifests": [inner]}).to_string();
+        index.extend(std::iter::repeat_n(' ', 3 << 20));
+        inner = layout.blob(INDEX, index.as_bytes());
+    }
+    layout.add(inner);
+    let place = tempfile::tempdir().unwrap();
+
+    let error = unpacked(&directory_of(&layout, place.path()), None).unwrap_err();
+
+    assert_eq!(
+        error,
+        "image IMAGE takes more than 16777216 bytes of indexes and manifests to find"
     );
 }
 

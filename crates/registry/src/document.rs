@@ -167,19 +167,28 @@ impl Head {
     }
 }
 
-/// Checks that a manifest is one of an image, with up to `limit` layers.
+/// Checks that a manifest is one of an image.
 ///
 /// # Errors
 ///
 /// Where it is not.
-pub(crate) fn require_image(manifest: &Manifest, limit: usize) -> Result<(), DocumentError> {
+pub(crate) fn require_image(manifest: &Manifest) -> Result<(), DocumentError> {
     let config = manifest.config.media_type.as_str();
-    if !CONFIGS.contains(&config) {
-        return Err(DocumentError::NotAnImage {
-            what: "config",
-            found: quoted(config),
-        });
+    if CONFIGS.contains(&config) {
+        return Ok(());
     }
+    Err(DocumentError::NotAnImage {
+        what: "config",
+        found: quoted(config),
+    })
+}
+
+/// Checks that all that an image holds are layers, up to `limit`.
+///
+/// # Errors
+///
+/// Where there is something else, or more.
+pub(crate) fn require_layers(manifest: &Manifest, limit: usize) -> Result<(), DocumentError> {
     if manifest.layers.len() > limit {
         return Err(DocumentError::Layers {
             found: manifest.layers.len(),
@@ -328,7 +337,8 @@ mod tests {
     fn manifest_of_an_image_is_taken(#[case] config: &str, #[case] layer: &str) {
         let manifest = Manifest::from_json(manifest("", config, layer).as_bytes()).unwrap();
 
-        assert_eq!(require_image(&manifest, 1), Ok(()));
+        assert_eq!(require_image(&manifest), Ok(()));
+        assert_eq!(require_layers(&manifest, 1), Ok(()));
     }
 
     #[rstest]
@@ -348,7 +358,10 @@ mod tests {
     ) {
         let manifest = Manifest::from_json(manifest("", config, layer).as_bytes()).unwrap();
 
-        let error = require_image(&manifest, limit).unwrap_err().to_string();
+        let error = require_image(&manifest)
+            .and_then(|()| require_layers(&manifest, limit))
+            .unwrap_err()
+            .to_string();
 
         assert!(error.contains(message), "{error}");
     }

@@ -8,23 +8,25 @@ use std::thread;
 use std::time::Duration;
 
 use coracle_oci::digest::{Algorithm, ContentError, Digest};
-use coracle_oci::image::{Descriptor, ImageConfig, Index, Manifest, Name, PLATFORM, Platform};
+use coracle_oci::image::{Descriptor, ImageConfig, Manifest, Name, PLATFORM, Platform, candidates};
 use ureq::http::header::{CONTENT_TYPE, HeaderName};
 
 use crate::content::{Content, Pull};
-use crate::document::{ACCEPTED, Document, DocumentError, require_image};
+use crate::document::{ACCEPTED, Document, DocumentError, require_image, require_layers};
 use crate::error::RegistryError;
 use crate::options::Options;
 use crate::progress::{Progress, State};
 use crate::retry::{Attempts, Stop};
 use crate::session::Session;
-use crate::show::shown;
+use crate::show::{quoted, shown};
 use crate::sink::Sink;
 
 /// Header with a manifest's digest (distribution-spec, "Pulling manifests").
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Most platforms that an error names.
 const SHOWN_PLATFORMS: usize = 10;
+/// Most bytes of all indexes and manifests that are read to find an image, as a multiple of the most of one.
+const DOCUMENTS_AT_ONCE: u64 = 4;
 
 /// An image that was pulled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,27 @@ struct Found {
     last: Raw,
     /// What was read before it: indexes, and manifests that turned out to be for others.
     before: Vec<Raw>,
+}
+
+/// What was passed over on the way to a manifest, to be told of if there is none.
+#[derive(Default)]
+struct PassedOver {
+    platforms: Vec<String>,
+    /// The first of what is no image.
+    no_image: Option<RegistryError>,
+}
+
+impl PassedOver {
+    fn platform(&mut self, platform: &Platform) {
+        let platform = shown(&platform.to_string());
+        // Signatures and the like are for nothing.
+        if !platform.starts_with("unknown/")
+            && self.platforms.len() < SHOWN_PLATFORMS
+            && !self.platforms.contains(&platform)
+        {
+            self.platforms.push(platform);
+        }
+    }
 }
 
 pub(crate) fn pull(
@@ -103,34 +126,37 @@ impl Puller<'_> {
         };
         let (mut document, mut raw) = self.document(&wanted, &what, None)?;
         let mut before = Vec::new();
-        let mut platforms = Vec::new();
+        let mut passed_over = PassedOver::default();
+        let mut bytes = 0;
         // Depth first, as an index has them; that what is read is bounded bounds depth and cycles as well.
-        let mut candidates: Vec<Descriptor> = Vec::new();
+        let mut next: Vec<Descriptor> = Vec::new();
         for _ in 0..self.options.limits.documents {
+            bytes += raw.bytes.len() as u64;
+            self.require_bytes(bytes)?;
             match document {
-                Document::Manifest(manifest) => match self.other_platform(&manifest, &raw)? {
-                    None => {
+                Document::Manifest(manifest) => {
+                    if self.is_ours(&manifest, &raw, &mut passed_over)? {
                         return Ok(Found {
                             manifest,
                             last: raw,
                             before,
                         });
                     }
-                    Some(platform) => platforms.push(platform),
-                },
+                }
                 Document::Index(index) => {
-                    let mut fitting = fitting(index, &mut platforms);
-                    fitting.append(&mut candidates);
-                    candidates = fitting;
+                    let fitting = candidates(&index.manifests, |entry| {
+                        self.pass_over(entry, &mut passed_over)
+                    });
+                    next.splice(..0, fitting.into_iter().cloned());
                 }
             }
             before.push(raw);
-            if candidates.is_empty() {
-                return Err(self.no_platform(&platforms));
+            if next.is_empty() {
+                return Err(self.nothing_found(passed_over));
             }
-            let next = candidates.remove(0);
-            let what = format!("manifest {} of {}", next.digest, self.image);
-            (document, raw) = self.document(&next.digest.to_string(), &what, Some(&next))?;
+            let entry = next.remove(0);
+            let what = format!("manifest {} of {}", entry.digest, self.image);
+            (document, raw) = self.document(&entry.digest.to_string(), &what, Some(&entry))?;
         }
         Err(RegistryError::TooLarge {
             host: self.pull.session.host().to_owned(),
@@ -139,15 +165,49 @@ impl Puller<'_> {
         })
     }
 
-    /// Which other platform a manifest is for, by its config, which is stored.
-    fn other_platform(
+    /// Bounds what is held until the image is found: what is read of an index takes several times its size.
+    fn require_bytes(&self, bytes: u64) -> Result<(), RegistryError> {
+        let limit = self
+            .options
+            .limits
+            .document
+            .saturating_mul(DOCUMENTS_AT_ONCE);
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(RegistryError::TooLarge {
+            host: self.pull.session.host().to_owned(),
+            what: format!("the tree of indexes of {}", self.image),
+            limit: format!("{limit} bytes"),
+        })
+    }
+
+    /// Notes an entry of an index that is not looked at.
+    fn pass_over(&self, entry: &Descriptor, passed_over: &mut PassedOver) {
+        match &entry.platform {
+            Some(platform) if !platform.fits() => passed_over.platform(platform),
+            _ => {
+                let source = DocumentError::MediaType(quoted(&entry.media_type));
+                let error = self.unusable(&format!("manifest {}", entry.digest), source);
+                passed_over.no_image.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Whether a manifest is of an image for this platform, by its config, which is stored; noted where not.
+    fn is_ours(
         &self,
         manifest: &Manifest,
         raw: &Raw,
-    ) -> Result<Option<String>, RegistryError> {
+        passed_over: &mut PassedOver,
+    ) -> Result<bool, RegistryError> {
         let what = format!("manifest {}", raw.descriptor.digest);
-        require_image(manifest, self.options.limits.layers)
-            .map_err(|source| self.unusable(&what, source))?;
+        if let Err(source) = require_image(manifest) {
+            passed_over
+                .no_image
+                .get_or_insert_with(|| self.unusable(&what, source));
+            return Ok(false);
+        }
         let config = &manifest.config;
         if config.size > self.options.limits.document {
             return Err(RegistryError::TooLarge {
@@ -164,10 +224,13 @@ impl Puller<'_> {
         })?;
         self.store_bytes(config, &bytes)?;
         let platform = parsed.platform();
-        Ok(match rank(&platform) {
-            Some(_) => None,
-            None => Some(shown(&platform.to_string())),
-        })
+        if !platform.fits() {
+            passed_over.platform(&platform);
+            return Ok(false);
+        }
+        require_layers(manifest, self.options.limits.layers)
+            .map_err(|source| self.unusable(&what, source))?;
+        Ok(true)
     }
 
     /// Reads a small blob whole.
@@ -404,55 +467,17 @@ impl Puller<'_> {
         }
     }
 
-    fn no_platform(&self, found: &[String]) -> RegistryError {
-        let found = match found {
-            [] => "none".to_owned(),
-            found => found[..found.len().min(SHOWN_PLATFORMS)].join(", "),
+    fn nothing_found(&self, passed_over: PassedOver) -> RegistryError {
+        let found = match (passed_over.platforms.as_slice(), passed_over.no_image) {
+            ([], Some(error)) => return error,
+            ([], None) => "none".to_owned(),
+            (platforms, _) => platforms.join(", "),
         };
         RegistryError::Platform {
             image: self.image.to_string(),
             wanted: PLATFORM,
             found,
         }
-    }
-}
-
-/// The entries of an index that can be for this platform, the best first; the platforms of others are noted.
-fn fitting(index: Index, others: &mut Vec<String>) -> Vec<Descriptor> {
-    let mut fitting = Vec::new();
-    for entry in index.manifests {
-        match &entry.platform {
-            // An index within, or a manifest whose config tells.
-            None => fitting.push((u8::MAX, entry)),
-            Some(platform) => match rank(platform) {
-                Some(rank) => fitting.push((rank, entry)),
-                None => {
-                    let platform = shown(&platform.to_string());
-                    // Signatures and the like are for nothing.
-                    if !platform.starts_with("unknown/")
-                        && others.len() < SHOWN_PLATFORMS
-                        && !others.contains(&platform)
-                    {
-                        others.push(platform);
-                    }
-                }
-            },
-        }
-    }
-    fitting.sort_by_key(|(rank, _)| *rank);
-    fitting.into_iter().map(|(_, entry)| entry).collect()
-}
-
-/// How well a platform fits, 0 best; `None` where it does not. Later variants take newer CPUs, so they come last.
-fn rank(platform: &Platform) -> Option<u8> {
-    if platform.os != "linux" || platform.architecture != "amd64" {
-        return None;
-    }
-    match platform.variant.as_deref() {
-        None | Some("" | "v1") => Some(0),
-        Some("v2") => Some(2),
-        Some("v3") => Some(3),
-        Some(_) => Some(4),
     }
 }
 

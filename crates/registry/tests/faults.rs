@@ -13,7 +13,7 @@ use common::image::{INDEX, MANIFEST, Repository, digest};
 use common::server::{Reply, Request, Server};
 use common::{pull, quick, whole};
 use coracle_oci::image::{Descriptor, Name, Source};
-use coracle_oci::store::Store;
+use coracle_oci::store::{Store, StoredImage};
 use coracle_registry::{
     Client, Layout, Limits, Options, Progress, RegistryError, Retry, Sink, State, Timeouts,
 };
@@ -156,6 +156,115 @@ fn index_leads_to_this_platform(#[case] architectures: &[&str]) {
     assert_eq!(layers_of(&directory), 1);
     let blob = digest(b"amd64").hex().to_owned();
     assert!(directory.path().join("blobs/sha256").join(blob).exists());
+}
+
+/// Pulls `test:latest` into a store, and gives it its name there.
+fn pull_into_store(
+    options: Options,
+    server: &Server,
+) -> Result<StoredImage, Box<dyn std::error::Error>> {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().join("store")).unwrap();
+    let receiving = store.receive()?;
+    let name: Name = server.image().parse()?;
+    let image = Client::new(options).pull(&name, &receiving, &())?.image;
+    Ok(receiving.commit(&name, &image.media_type, &image.digest, image.size)?)
+}
+
+/// What an index has for a platform.
+enum Entry {
+    /// An image whose config says this architecture.
+    Image(&'static str),
+    /// An index of one image, without a word of its platform.
+    Index(&'static str),
+    /// What is no image.
+    Artifact,
+    /// What is neither an index nor a manifest.
+    Other,
+}
+
+#[rstest]
+#[case::unsaid_before_a_later_cpu(&[("", Entry::Image("amd64")), ("amd64/v2", Entry::Image("amd64"))], 1)]
+#[case::unsaid_after_a_later_cpu(&[("amd64/v3", Entry::Image("amd64")), ("", Entry::Image("amd64"))], 0)]
+#[case::plainest(&[("amd64/v3", Entry::Image("amd64")), ("amd64/v1", Entry::Image("amd64")), ("amd64/v2", Entry::Image("amd64"))], 1)]
+#[case::unsaid_index(&[("", Entry::Index("amd64")), ("amd64/v2", Entry::Image("amd64"))], 1)]
+#[case::unsaid_index_of_another(&[("", Entry::Index("arm64")), ("", Entry::Image("amd64"))], 1)]
+#[case::said_and_untrue(&[("amd64", Entry::Image("arm64")), ("", Entry::Image("amd64"))], 1)]
+#[case::artifact_before(&[("", Entry::Artifact), ("", Entry::Image("amd64"))], 1)]
+#[case::artifact_for_this_platform(&[("amd64", Entry::Artifact), ("amd64", Entry::Image("amd64"))], 1)]
+#[case::other_before(&[("", Entry::Other), ("", Entry::Image("amd64"))], 1)]
+fn what_is_pulled_is_what_the_store_takes(
+    #[case] entries: &[(&str, Entry)],
+    #[case] expected: usize,
+) {
+    let mut repository = Repository::default();
+    let entries: Vec<(&str, &str, Vec<u8>)> = entries
+        .iter()
+        .enumerate()
+        .map(|(number, (platform, entry))| {
+            let own = [vec![number as u8]];
+            let (media_type, document) = match entry {
+                Entry::Image(architecture) => (MANIFEST, repository.add_image(architecture, &own)),
+                Entry::Index(architecture) => {
+                    let image = repository.add_image(architecture, &own);
+                    (INDEX, repository.add_index(&[("", MANIFEST, &image)]))
+                }
+                Entry::Artifact => (MANIFEST, repository.add_artifact()),
+                Entry::Other => (
+                    "text/plain",
+                    repository.add_document("text/plain", b"text".to_vec()),
+                ),
+            };
+            (*platform, media_type, document)
+        })
+        .collect();
+    let entries: Vec<(&str, &str, &[u8])> = entries
+        .iter()
+        .map(|(platform, media_type, document)| (*platform, *media_type, document.as_slice()))
+        .collect();
+    let index = repository.add_index(&entries);
+    repository.tag("latest", INDEX, &index);
+    let (server, options) = serve(move |request| repository.reply(request));
+
+    let stored = pull_into_store(options, &server).unwrap();
+
+    assert_eq!(
+        stored.image.unwrap().manifest.digest,
+        digest(entries[expected].2)
+    );
+}
+
+#[test]
+fn index_without_an_image_is_refused() {
+    let mut repository = Repository::default();
+    let artifact = repository.add_artifact();
+    let index = repository.add_index(&[("", MANIFEST, &artifact)]);
+    repository.tag("latest", INDEX, &index);
+
+    let error = failure(move |request| repository.reply(request));
+
+    assert!(error.contains("it is not a container image"), "{error}");
+}
+
+#[test]
+fn indexes_that_are_large_together_are_refused() {
+    let mut repository = Repository::with_image(&[]);
+    let mut inner = repository.content["manifests/latest"].1.clone();
+    let mut media_type = MANIFEST;
+    for _ in 0..6 {
+        inner = repository.add_index(&[("", media_type, &inner)]);
+        inner.resize(3 << 20, b' ');
+        repository.add_document(INDEX, inner.clone());
+        media_type = INDEX;
+    }
+    repository.tag("latest", INDEX, &inner);
+
+    let error = failure(move |request| repository.reply(request));
+
+    assert!(
+        error.contains("is larger than the limit of 16777216 bytes"),
+        "{error}"
+    );
 }
 
 #[test]

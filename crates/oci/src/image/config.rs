@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer};
 
-use super::index::{Platform, null_as_default};
+use super::Platform;
+use super::index::null_as_default;
 use crate::digest::Digest;
 
 /// The config document of an image.

@@ -192,6 +192,14 @@ pub enum ImageError {
         /// Documents allowed.
         limit: usize,
     },
+    /// Indexes and manifests of more bytes than any image takes.
+    #[error("image {} takes more than {limit} bytes of indexes and manifests to find", .path.display())]
+    LargeDocuments {
+        /// Path of the image.
+        path: PathBuf,
+        /// Bytes allowed.
+        limit: u64,
+    },
     /// The archive holds more images than any that is meant.
     #[error("image archive {} holds {found} images; the limit is {limit}", .path.display())]
     TooManyImages {

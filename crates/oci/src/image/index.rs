@@ -3,10 +3,10 @@
 //! `null`, which some writers put for an empty map or list, is taken for one.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Platform;
 use super::tag::Named;
 use crate::digest::Digest;
 
@@ -51,30 +51,6 @@ impl Named for Descriptor {
             .into_iter()
             .filter_map(|key| self.annotations.get(key))
             .map(String::as_str)
-    }
-}
-
-/// What an image runs on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    /// CPU architecture, by Go's names.
-    #[serde(default)]
-    pub architecture: String,
-    /// Operating system, by Go's names.
-    #[serde(default)]
-    pub os: String,
-    /// Variant of the CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variant: Option<String>,
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
     }
 }
 

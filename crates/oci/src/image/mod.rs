@@ -12,7 +12,8 @@
 //! manifest    which blobs make up an image      (image-spec, manifest)
 //! config      how its container is to run       (image-spec, config)
 //! tag         which of several images is meant
-//! select      from there, by the platform, to one image
+//! platform    which entries of an index are for us
+//! select      from there to one image
 //! ```
 
 mod archive;
@@ -25,6 +26,7 @@ mod layout;
 mod manifest;
 mod member;
 mod name;
+mod platform;
 mod reference;
 mod select;
 mod source;
@@ -33,9 +35,10 @@ mod tag;
 pub use self::config::{ContainerConfig, ImageConfig};
 pub use self::error::ImageError;
 pub(crate) use self::index::REF_NAME;
-pub use self::index::{Descriptor, Index, Platform};
+pub use self::index::{Descriptor, Index};
 pub use self::manifest::{Compression, Layer, Manifest};
 pub use self::name::{Name, NameError};
+pub use self::platform::{PLATFORM, Platform, candidates};
 pub use self::reference::{PathReference, Reference};
-pub use self::select::{Image, PLATFORM};
+pub use self::select::Image;
 pub use self::source::{Blob, Source};

@@ -2,18 +2,17 @@
 //! From a tag and the platform to one image.
 
 use super::config::ImageConfig;
-use super::index::{Descriptor, INDEX_TYPES, Index, Platform};
+use super::index::{Descriptor, INDEX_TYPES, Index};
 use super::manifest::{CONFIG_TYPES, Layer, MANIFEST_TYPES, Manifest, compression};
+use super::platform::{self, PLATFORM, Platform};
 use super::tag::chosen;
 use super::{ImageError, Source};
 use crate::digest::{Algorithm, Digest};
 
-/// What images run on here.
-pub const PLATFORM: &str = "linux/amd64";
-
-/// Most indexes and manifests that are read to find an image. Each is bounded, and so is with
-/// this the whole search, whatever graph of indexes a layout holds.
+/// Most indexes and manifests that are read to find an image, whatever graph of indexes a layout holds.
 pub(super) const DOCUMENT_COUNT_LIMIT: usize = 16;
+/// Most bytes of those. What is read of an index takes several times its size while what is in it is looked at.
+const DOCUMENT_BYTE_LIMIT: u64 = 16 << 20;
 /// Most layers of an image; builders stop at 127.
 pub(super) const LAYER_LIMIT: usize = 512;
 
@@ -81,11 +80,13 @@ impl Source {
         let mut search = Search {
             source: self,
             documents: 0,
+            bytes: 0,
             platforms: Vec::new(),
+            no_image: None,
         };
         match search.among(candidates)? {
             Some(image) => Ok(image),
-            None => Err(search.no_platform()),
+            None => Err(search.nothing_found()),
         }
     }
 
@@ -122,8 +123,11 @@ pub(crate) struct References {
 struct Search<'s> {
     source: &'s Source,
     documents: usize,
+    bytes: u64,
     /// Platforms that were passed over.
     platforms: Vec<String>,
+    /// The first of what was passed over since it is no image.
+    no_image: Option<ImageError>,
 }
 
 impl Search<'_> {
@@ -131,20 +135,7 @@ impl Search<'_> {
         &mut self,
         candidates: impl IntoIterator<Item = &'d Descriptor>,
     ) -> Result<Option<Image>, ImageError> {
-        let mut candidates: Vec<(u8, &Descriptor)> = candidates
-            .into_iter()
-            .filter_map(
-                |descriptor| match descriptor.platform.as_ref().map_or(Some(1), rank) {
-                    Some(rank) => Some((rank, descriptor)),
-                    None => {
-                        self.passed_over(descriptor.platform.as_ref());
-                        None
-                    }
-                },
-            )
-            .collect();
-        candidates.sort_by_key(|(rank, _)| *rank);
-        for (_, descriptor) in candidates {
+        for descriptor in platform::candidates(candidates, |other| self.passed_over(other)) {
             if let Some(image) = self.at(descriptor)? {
                 return Ok(Some(image));
             }
@@ -162,39 +153,36 @@ impl Search<'_> {
         }
         if INDEX_TYPES.contains(&descriptor.media_type.as_str()) {
             let what = format!("index {}", descriptor.digest);
-            let json = self.source.document(descriptor, &what)?;
+            let json = self.document(descriptor, &what)?;
             let index =
                 Index::from_json(&json).map_err(|source| self.source.json_error(&what, source))?;
             self.require_same_type(&what, descriptor, index.media_type.as_deref())?;
             // Digests make cycles impossible, and the count above bounds depth and breadth.
             self.among(&index.manifests)
-        } else if MANIFEST_TYPES.contains(&descriptor.media_type.as_str()) {
-            self.manifest(descriptor)
         } else {
-            Err(self.media_type(
-                &format!("manifest {}", descriptor.digest),
-                &descriptor.media_type,
-            ))
+            self.manifest(descriptor)
         }
     }
 
     fn manifest(&mut self, descriptor: &Descriptor) -> Result<Option<Image>, ImageError> {
         let what = format!("manifest {}", descriptor.digest);
-        let json = self.source.document(descriptor, &what)?;
+        let json = self.document(descriptor, &what)?;
         let manifest =
             Manifest::from_json(&json).map_err(|source| self.source.json_error(&what, source))?;
         self.require_same_type(&what, descriptor, manifest.media_type.as_deref())?;
 
         let what = format!("config {}", manifest.config.digest);
         if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
-            return Err(self.media_type(&what, &manifest.config.media_type));
+            let error = self.media_type(&what, &manifest.config.media_type);
+            self.no_image.get_or_insert(error);
+            return Ok(None);
         }
         let json = self.source.document(&manifest.config, &what)?;
         let config = ImageConfig::from_json(&json)
             .map_err(|source| self.source.json_error(&what, source))?;
         let platform = config.platform();
-        if rank(&platform).is_none() {
-            self.passed_over(Some(&platform));
+        if !platform.fits() {
+            self.note(&platform);
             return Ok(None);
         }
         let layers = self.layers(manifest.layers, &config)?;
@@ -204,6 +192,18 @@ impl Search<'_> {
             config_blob: manifest.config,
             layers,
         }))
+    }
+
+    fn document(&mut self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, ImageError> {
+        let json = self.source.document(descriptor, what)?;
+        self.bytes += json.len() as u64;
+        if self.bytes > DOCUMENT_BYTE_LIMIT {
+            return Err(ImageError::LargeDocuments {
+                path: self.path(),
+                limit: DOCUMENT_BYTE_LIMIT,
+            });
+        }
+        Ok(json)
     }
 
     fn layers(
@@ -279,8 +279,18 @@ impl Search<'_> {
         }
     }
 
-    fn passed_over(&mut self, platform: Option<&Platform>) {
-        let Some(platform) = platform else { return };
+    fn passed_over(&mut self, descriptor: &Descriptor) {
+        match &descriptor.platform {
+            Some(platform) if !platform.fits() => self.note(platform),
+            _ => {
+                let what = format!("manifest {}", descriptor.digest);
+                let error = self.media_type(&what, &descriptor.media_type);
+                self.no_image.get_or_insert(error);
+            }
+        }
+    }
+
+    fn note(&mut self, platform: &Platform) {
         let shown: String = platform
             .to_string()
             .chars()
@@ -293,14 +303,15 @@ impl Search<'_> {
         }
     }
 
-    fn no_platform(self) -> ImageError {
-        let found = if self.platforms.is_empty() {
-            "none".to_owned()
-        } else {
-            self.platforms.join(", ")
+    fn nothing_found(self) -> ImageError {
+        let path = self.path();
+        let found = match (self.platforms.as_slice(), self.no_image) {
+            ([], Some(error)) => return error,
+            ([], None) => "none".to_owned(),
+            (platforms, _) => platforms.join(", "),
         };
         ImageError::Platform {
-            path: self.path(),
+            path,
             wanted: PLATFORM,
             found,
         }
@@ -308,19 +319,5 @@ impl Search<'_> {
 
     fn path(&self) -> std::path::PathBuf {
         self.source.path().to_owned()
-    }
-}
-
-/// How well a platform fits, 0 best; `None` where it does not. Later variants of amd64 take newer
-/// CPUs, so they come last.
-fn rank(platform: &Platform) -> Option<u8> {
-    if platform.os != "linux" || platform.architecture != "amd64" {
-        return None;
-    }
-    match platform.variant.as_deref() {
-        None | Some("" | "v1") => Some(0),
-        Some("v2") => Some(2),
-        Some("v3") => Some(3),
-        Some(_) => Some(4),
     }
 }

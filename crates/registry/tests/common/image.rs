@@ -54,14 +54,28 @@ impl Repository {
         self.add_document(MANIFEST, manifest.to_string().into_bytes())
     }
 
-    /// Bytes of a new index; an entry without an architecture says no platform.
+    /// Bytes of a new manifest that is none of an image.
+    pub fn add_artifact(&mut self) -> Vec<u8> {
+        let config = json!({"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": digest(b"{}"), "size": 2});
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []});
+        self.add_document(MANIFEST, manifest.to_string().into_bytes())
+    }
+
+    /// Bytes of a new index of entries, each with its architecture, which may have a variant (`amd64/v2`), its media type
+    /// and what it stands for; one without an architecture says no platform.
     pub fn add_index(&mut self, entries: &[(&str, &str, &[u8])]) -> Vec<u8> {
         let entries: Vec<Value> = entries
             .iter()
             .map(|(architecture, media_type, document)| {
                 let mut entry = json!({"mediaType": media_type, "digest": digest(document), "size": document.len()});
                 if !architecture.is_empty() {
-                    entry["platform"] = json!({"architecture": architecture, "os": "linux"});
+                    let (architecture, variant) = match architecture.split_once('/') {
+                        Some((architecture, variant)) => (architecture, Some(variant)),
+                        None => (*architecture, None),
+                    };
+                    entry["platform"] =
+                        json!({"architecture": architecture, "os": "linux", "variant": variant});
                 }
                 entry
             })
