@@ -34,6 +34,14 @@ pub(crate) struct Http {
     agents: Mutex<BTreeMap<String, Agent>>,
 }
 
+/// Where a registry is served.
+pub(crate) struct Origin {
+    pub(crate) url: Url,
+    /// Whether that is the registry for all that is known: it proves it by TLS, or the user lists it as insecure. A port
+    /// of this machine that just is without TLS can be anybody's who came before the registry.
+    pub(crate) is_proven: bool,
+}
+
 /// What is asked for.
 pub(crate) struct Request<'r> {
     pub(crate) url: Url,
@@ -87,24 +95,26 @@ impl Http {
         &self.options
     }
 
-    /// Where a registry is served. A registry on this machine may be without TLS, which is found out.
-    pub(crate) fn origin(&self, server: &str) -> Result<Url, RegistryError> {
+    /// Where a registry is served. A registry on this machine may be without TLS, which is found out unless it has an
+    /// authority of its own.
+    pub(crate) fn origin(&self, server: &str) -> Result<Origin, RegistryError> {
+        let origin = |tls, is_proven| Origin {
+            url: Url::new(tls, server, "/v2/"),
+            is_proven,
+        };
         if self.is_insecure(server) {
-            return Ok(Url::new(false, server, "/"));
+            return Ok(origin(false, true));
         }
-        let url = Url::new(true, server, "/v2/");
-        if !host::is_loopback(server) {
-            return Ok(url);
+        if !host::is_loopback(server) || !tls::own(&self.options, server)?.is_empty() {
+            return Ok(origin(true, true));
         }
-        match self.send(&Request::new(url.clone(), "its API")) {
-            // A certificate that is wrong is no reason to do without.
-            Err(
-                RegistryError::Protocol { .. }
-                | RegistryError::Cut { .. }
-                | RegistryError::Stalled { .. },
-            ) => Ok(Url::new(false, server, "/")),
+        match self.send(&Request::new(origin(true, true).url, "its API")) {
+            // A certificate that is wrong is no reason to do without, nor is silence.
+            Err(RegistryError::Protocol { .. } | RegistryError::Cut { .. }) => {
+                Ok(origin(false, false))
+            }
             Err(error) => Err(error),
-            Ok(_) => Ok(url),
+            Ok(_) => Ok(origin(true, true)),
         }
     }
 

@@ -27,7 +27,8 @@ pub struct Options {
     pub certificate_directories: Vec<PathBuf>,
     /// Files with further trusted authorities for all registries, in PEM.
     pub certificate_files: Vec<PathBuf>,
-    /// Registries (`HOST[:PORT]`) to speak plain HTTP to, where anyone on the way reads and changes what is sent.
+    /// Registries (`HOST[:PORT]`) to speak plain HTTP to, where anyone on the way reads and changes what is sent. One on
+    /// this machine needs not be listed to be asked without TLS, but to be shown credentials then.
     pub insecure: Vec<String>,
     /// Whether the environment's proxy settings (`HTTPS_PROXY`, `NO_PROXY` ...) are heeded. A loopback host never has one.
     pub proxy_from_environment: bool,

@@ -14,18 +14,21 @@ use crate::challenge::Challenge;
 use crate::credentials::{Credentials, find};
 use crate::error::{RegistryError, Tried};
 use crate::host;
-use crate::http::{Answer, Http, Request};
+use crate::http::{Answer, Http, Origin, Request};
 use crate::show::{json_fault, quoted};
 use crate::url::Url;
 
 /// Most headers with challenges that are read.
 const CHALLENGE_HEADER_LIMIT: usize = 8;
 
+/// Why a registry is shown no credentials that may be there for it.
+const UNPROVEN: &str = "it has no TLS, and is not listed as insecure";
+
 /// A repository that is asked.
 pub(crate) struct Session<'c> {
     http: &'c Http,
     image: &'c Name,
-    origin: Url,
+    origin: Origin,
     authorization: Mutex<Authorization>,
 }
 
@@ -58,7 +61,7 @@ impl<'c> Session<'c> {
 
     /// Host and port that serve the registry.
     pub(crate) fn host(&self) -> &str {
-        self.origin.host()
+        self.origin.url.host()
     }
 
     /// Asks for `kind/name` of the repository: manifests by tag or digest, blobs by digest.
@@ -71,7 +74,7 @@ impl<'c> Session<'c> {
         from: u64,
     ) -> Result<Answer, RegistryError> {
         let path = format!("/v2/{}/{kind}/{name}", self.image.repository());
-        let mut request = Request::new(self.origin.with_path(&path), what);
+        let mut request = Request::new(self.origin.url.with_path(&path), what);
         request.accept = accept;
         request.from = from;
 
@@ -121,7 +124,10 @@ impl<'c> Session<'c> {
         state: &'s mut Authorization,
     ) -> Result<&'s mut Authorization, RegistryError> {
         if state.found.is_none() {
-            state.found = Some(find(self.http.options(), self.image)?);
+            state.found = Some(match self.origin.is_proven {
+                true => find(self.http.options(), self.image)?,
+                false => (None, Tried::Anonymous(Some(UNPROVEN.to_owned()))),
+            });
         }
         Ok(state)
     }
@@ -183,7 +189,7 @@ impl<'c> Session<'c> {
         let parameter = |name| challenge.parameters.get(name).map(String::as_str);
         let realm = parameter("realm").unwrap_or_default();
         let realm = Url::parse(realm)
-            .and_then(|url| self.http.may_lead(&self.origin, &url).map(|()| url))
+            .and_then(|url| self.http.may_lead(&self.origin.url, &url).map(|()| url))
             .map_err(|reason| self.challenge(format!("its token server is not asked: {reason}")))?;
         let scope = format!("repository:{}:pull", self.image.repository());
         let mut fields = vec![("scope", parameter("scope").unwrap_or(&scope))];
@@ -253,7 +259,7 @@ impl<'c> Session<'c> {
             None => Tried::Anonymous(None),
         };
         let hint = match (&tried, self.http.options().credential_files.first()) {
-            (Tried::Anonymous(_), Some(path)) => format!(
+            (Tried::Anonymous(_), Some(path)) if self.origin.is_proven => format!(
                 "credentials for {registry} go into {}, where `docker login` and `skopeo login` put them",
                 path.display()
             ),

@@ -14,6 +14,7 @@ use common::server::{Reply, Request, Server};
 use common::{pull, quick, whole};
 use coracle_oci::image::{Descriptor, Name, Source};
 use coracle_oci::store::{Store, StoredImage};
+use coracle_registry::credentials::Credentials;
 use coracle_registry::{
     Client, Layout, Limits, Options, Progress, RegistryError, Retry, Sink, State, Timeouts,
 };
@@ -857,8 +858,8 @@ fn redirect_without_a_location_is_a_status() {
 
 // Authentication.
 
-fn password(password: &str) -> coracle_registry::credentials::Credentials {
-    coracle_registry::credentials::Credentials::Password {
+fn password(password: &str) -> Credentials {
+    Credentials::Password {
         user: "user".into(),
         password: password.into(),
     }
@@ -887,6 +888,65 @@ fn password_is_shown_to_who_asks_for_it() {
     assert_eq!(layers_of(&directory), 1);
     // Once asked for, it is shown without being asked.
     assert_eq!(server.requests().len(), 4);
+}
+
+#[rstest]
+#[case::password("Basic realm=\"r\"", password("hunter2"))]
+#[case::token("Bearer realm=\"REALM\"", Credentials::RegistryToken("hunter2".into()))]
+#[case::identity("Bearer realm=\"REALM\"", Credentials::IdentityToken("hunter2".into()))]
+fn who_is_found_without_tls_is_shown_nothing(
+    #[case] challenge: &'static str,
+    #[case] credentials: Credentials,
+) {
+    // Anybody on this machine can serve a port that the registry does not.
+    let server = Server::start(move |request| {
+        let realm = format!("http://{}/token", request.header("host").unwrap());
+        Reply::challenge(&challenge.replace("REALM", &realm))
+    });
+    let mut options = quick();
+    options.credentials.insert(server.host(), credentials);
+
+    let (_directory, result) = pull(options, &server.image());
+
+    let error = whole(&result.unwrap_err());
+    assert!(
+        error.contains("without credentials, since it has no TLS, and is not listed as insecure"),
+        "{error}"
+    );
+    for request in server.requests() {
+        assert_eq!(request.header("authorization"), None);
+        assert!(!request.body.contains("hunter2"), "{request:?}");
+    }
+}
+
+#[test]
+fn registry_with_an_authority_of_its_own_is_asked_with_tls_alone() {
+    let (server, _) = serve_but(|_| None);
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join(server.host());
+    std::fs::create_dir(&own).unwrap();
+    let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    std::fs::write(own.join("ca.crt"), pem).unwrap();
+    let options = Options {
+        certificate_directories: vec![directory.path().to_owned()],
+        ..quick()
+    };
+
+    let (_directory, result) = pull(options, &server.image());
+
+    assert!(result.is_err());
+    assert_eq!(server.requests().len(), 0);
+}
+
+#[test]
+fn registry_on_this_machine_that_stalls_is_not_asked_without_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+
+    let (_directory, result) = pull(quick(), &format!("{host}/test"));
+
+    let error = whole(&result.unwrap_err());
+    assert!(error.contains("its API"), "{error}");
 }
 
 #[test]
@@ -1038,10 +1098,9 @@ fn password_is_changed_for_a_token() {
 #[test]
 fn identity_token_is_changed_for_a_token() {
     let (server, mut options) = token_registry(|_| Reply::new(200, r#"{"access_token": "t1"}"#));
-    options.credentials.insert(
-        server.host(),
-        coracle_registry::credentials::Credentials::IdentityToken("a&b".into()),
-    );
+    options
+        .credentials
+        .insert(server.host(), Credentials::IdentityToken("a&b".into()));
 
     let (_directory, result) = pull(options, &server.image());
 
@@ -1137,10 +1196,9 @@ fn identity_token_does_not_follow_a_redirect() {
     let (other, _) = serve(|_| Reply::new(200, r#"{"token": "t1"}"#));
     let location = format!("http://{}/token", other.host());
     let (server, mut options) = token_registry(move |_| Reply::redirect(&location));
-    options.credentials.insert(
-        server.host(),
-        coracle_registry::credentials::Credentials::IdentityToken("hunter2".into()),
-    );
+    options
+        .credentials
+        .insert(server.host(), Credentials::IdentityToken("hunter2".into()));
 
     let (_directory, result) = pull(options, &server.image());
 
