@@ -71,9 +71,10 @@ impl Lock {
     }
 
     /// Lets others share it; it may be lost to another process meanwhile, so what it was on has to be looked at again.
-    pub(super) fn share(self) -> Result<Lease, StoreError> {
+    /// `None` where that one has removed it.
+    pub(super) fn share(self) -> Result<Option<Lease>, StoreError> {
         take(&self.path, &self.file, Kind::Shared)?;
-        Ok(Lease(self.file))
+        Ok(is_at(&self.path, &self.file).then_some(Lease(self.file)))
     }
 
     /// Removes the file of the lock, which nobody needs any more.
@@ -215,4 +216,35 @@ fn is_at(path: &Path, file: &File) -> bool {
     let of_file = file.metadata();
     let of_path = fs::symlink_metadata(path);
     matches!((of_file, of_path), (Ok(left), Ok(right)) if (left.dev(), left.ino()) == (right.dev(), right.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_that_was_lost_and_removed_is_not_shared() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tree");
+        let lock = try_exclusive(&path).unwrap().unwrap();
+        // What somebody does who gets it while it is changed from the one kind to the other.
+        fs::remove_file(&path).unwrap();
+        let _of_another = try_exclusive(&path).unwrap().unwrap();
+
+        let lease = lock.share().unwrap();
+
+        assert!(lease.is_none());
+    }
+
+    #[test]
+    fn shared_lock_keeps_others_from_removing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tree");
+        let lock = try_exclusive(&path).unwrap().unwrap();
+
+        let lease = lock.share().unwrap();
+
+        assert!(lease.is_some());
+        assert!(try_exclusive(&path).unwrap().is_none());
+    }
 }

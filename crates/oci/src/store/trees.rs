@@ -98,9 +98,10 @@ impl Store {
                     cached = false;
                     info!(%chain_id, elapsed = ?started.elapsed(), "image unpacked");
                 }
-                let lease = lock.share()?;
                 // Somebody may have removed it before it was shared.
-                if is_good(&directory)? {
+                if let Some(lease) = lock.share()?
+                    && is_good(&directory)?
+                {
                     return Ok(found(lease, cached));
                 }
             }
