@@ -319,6 +319,59 @@ fn damaged_image_is_listed_and_can_be_removed() {
     assert_eq!(ground.names(), ["good:latest"]);
 }
 
+/// A file that no compression makes small.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(bytes)
+    .collect()
+}
+
+fn flip(store: &Store, digest: &Digest) {
+    let path = store.layout().join("blobs/sha256").join(digest.hex());
+    let mut content = fs::read(&path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    fs::write(path, content).unwrap();
+}
+
+#[test]
+fn damaged_layer_comes_anew_once_it_was_found_out() {
+    let ground = Ground::new();
+    let source = ground.source(&Layout::with_image(&[&[file("f", noise(5 << 20))]]));
+    let store = ground.store();
+    let added = store.add(&name("tool"), &source, None, None).unwrap();
+    let image = added.image.unwrap();
+    flip(&store, &image.layers[0].descriptor.digest);
+    let own = Source::open(store.layout()).unwrap();
+
+    let error = store.unpacked(&own, &image, options(), None).unwrap_err();
+    store.add(&name("tool"), &source, None, None).unwrap();
+
+    assert!(chain(&error).contains("is damaged"), "{}", chain(&error));
+    assert!(!ground.unpacked("tool").cached);
+}
+
+#[test]
+fn damaged_document_comes_anew() {
+    let ground = Ground::new();
+    let source = ground.source(&layout_of(&["f"]));
+    let store = ground.store();
+    let added = store.add(&name("tool"), &source, None, None).unwrap();
+    let image = added.image.unwrap();
+    flip(&store, &image.config_blob.digest);
+    flip(&store, &image.manifest.digest);
+
+    store.add(&name("tool"), &source, None, None).unwrap();
+
+    assert!(!ground.unpacked("tool").cached);
+}
+
 #[rstest]
 #[case::other_content(b"{}".as_slice())]
 #[case::cut(b"")]

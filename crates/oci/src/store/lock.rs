@@ -2,7 +2,7 @@
 //! Who may do what in the store.
 //!
 //! ```text
-//! locks/index        exclusive: changes the index
+//! locks/index        exclusive: changes the index, or which blobs there are
 //! locks/blobs        shared: reads blobs, or adds some that nothing refers to yet; exclusive: removes blobs
 //! locks/<chain id>   shared: uses the tree; exclusive: makes or removes it
 //! tmp/<blob>         exclusive: writes it

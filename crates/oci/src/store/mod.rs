@@ -15,9 +15,10 @@
 //! ```text
 //! index      names                  receive    blobs on their way in
 //! trees      unpacked images        remove     names, and what no name needs any more
-//! lock       who may do what
+//! lock       who may do what          damage     blobs that are not what they were
 //! ```
 
+mod damage;
 mod error;
 mod files;
 mod index;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
+use super::damage::is_damaged;
 use super::error::{StoreError, io_error};
 use super::files::remove_file;
 use super::lock::{self, Lease, Lock};
@@ -19,6 +20,8 @@ use crate::unpack::Progress;
 
 /// Bytes that are copied at once.
 const BUFFER: usize = 256 << 10;
+/// Most bytes of a blob that is read to see whether it is there: those of any document.
+const READ_LIMIT: u64 = 4 << 20;
 
 /// An image that is being added. Blobs may come in parallel; while this lives, none of them is removed, although no name
 /// refers to them yet.
@@ -116,10 +119,13 @@ impl Store {
 }
 
 impl<'s> Receiving<'s> {
-    /// Whether the store has this blob, whole.
+    /// Whether the store has this blob. A large one is not read for that: what is damaged in it is found out when it is
+    /// unpacked.
     pub fn has(&self, digest: &Digest, size: u64) -> bool {
-        fs::symlink_metadata(self.store.blob_path(digest))
-            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+        let path = self.store.blob_path(digest);
+        let is_there = fs::symlink_metadata(&path)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+        is_there && (size > READ_LIMIT || is_damaged(&path, digest).is_ok_and(|damaged| !damaged))
     }
 
     /// Starts to add a blob.
@@ -276,7 +282,11 @@ impl BlobWriter<'_> {
         let target = self.store.blob_path(&self.digest);
         let directory = target.parent().unwrap_or(&self.store.images);
         own_directory::make(directory)?;
-        fs::rename(&self.path, &target).map_err(io_error("make", &target))?;
+        {
+            // Nobody takes it for a damaged one of this name.
+            let _lock = self.store.locks.index()?;
+            fs::rename(&self.path, &target).map_err(io_error("make", &target))?;
+        }
         self.store.sync_directory(directory)
     }
 

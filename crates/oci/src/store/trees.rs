@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::image::{Image, Source};
 use crate::layer::Options;
 use crate::own_directory;
-use crate::unpack::{Progress, unpack};
+use crate::unpack::{Progress, UnpackError, unpack};
 
 const ROOTFS: &str = "rootfs";
 const BOOT: &str = "boot";
@@ -129,7 +129,10 @@ impl Store {
             .and_then(|()| fs::set_permissions(&root, fs::Permissions::from_mode(0o755)))
             .map_err(io_error("make", &root))?;
         let opened = File::open(&root).map_err(io_error("open", &root))?;
-        unpack(source, image, opened.into(), options, progress)?;
+        if let Err(error) = unpack(source, image, opened.into(), options, progress) {
+            self.note_damage(source, &error);
+            return Err(error.into());
+        }
         let boot = temporary.path.join(BOOT);
         fs::write(&boot, boot_id()).map_err(io_error("write", &boot))?;
         own_directory::make(target.parent().unwrap_or(&self.images))?;
@@ -139,6 +142,17 @@ impl Store {
             write_out(&target)?;
         }
         Ok(())
+    }
+
+    /// Takes away a damaged blob of the store's own, so that it is missing, and can come anew.
+    fn note_damage(&self, source: &Source, error: &UnpackError) {
+        if let UnpackError::Damaged { layer, .. } = error
+            && source.path() == self.images
+            && let Ok(digest) = layer.parse()
+            && let Err(error) = self.remove_damaged(&digest)
+        {
+            warn!(%digest, %error, "a damaged blob cannot be removed");
+        }
     }
 
     pub(super) fn tree(&self, chain_id: &Digest) -> PathBuf {
