@@ -71,6 +71,17 @@ impl Ground {
             .unwrap()
     }
 
+    fn remove(&self, text: &str) -> Removed {
+        self.remove_but(text, &keep_none).unwrap()
+    }
+
+    fn remove_but(&self, text: &str, keep: &dyn Fn(&Digest) -> bool) -> Result<Removed, String> {
+        let found = self.store().find(&name(text)).unwrap();
+        let Found { stored, .. } = found.ok_or("it is not there")?;
+        let removed = self.store().remove(&stored, keep);
+        removed.map_err(|error| chain(&error))
+    }
+
     fn names(&self) -> Vec<String> {
         let images = self.store().images().unwrap();
         images
@@ -165,8 +176,6 @@ fn name_that_nobody_has_is_not_found() {
             .unwrap()
             .is_none()
     );
-    let error = store.remove(&name("tool:2"), &keep_none).unwrap_err();
-    assert_eq!(error.to_string(), "there is no image tool:2");
     let error = store.tag(&name("tool:2"), &name("x")).unwrap_err();
     assert_eq!(error.to_string(), "there is no image tool:2");
 }
@@ -205,8 +214,8 @@ fn image_with_two_names_stays_until_both_are_gone() {
     let store = ground.store();
 
     store.tag(&name("tool:1"), &name("tool:best")).unwrap();
-    let first = store.remove(&name("tool:1"), &keep_none).unwrap();
-    let second = store.remove(&name("tool:best"), &keep_none).unwrap();
+    let first = ground.remove("tool:1");
+    let second = ground.remove("tool:best");
 
     assert_eq!(first, Removed::default());
     assert_eq!((second.blobs, second.trees), (3, 1));
@@ -221,7 +230,7 @@ fn removal_spares_what_other_images_share() {
     ground.add("large", &["f", "g"]);
     drop((ground.unpacked("small"), ground.unpacked("large")));
 
-    let removed = ground.store().remove(&name("large"), &keep_none).unwrap();
+    let removed = ground.remove("large");
 
     // Manifest, config and the upper layer.
     assert_eq!((removed.blobs, removed.trees), (3, 1));
@@ -238,7 +247,7 @@ fn tree_in_use_is_kept_and_goes_with_the_next_prune() {
     let path = rootfs.path.clone();
     drop(rootfs);
 
-    let removed = ground.store().remove(&name("tool"), &keep_none).unwrap();
+    let removed = ground.remove("tool");
     let in_use = path.exists();
     assert!(lease.as_fd().try_clone_to_owned().is_ok());
     drop(lease);
@@ -260,13 +269,41 @@ fn tree_that_is_to_be_kept_is_kept() {
     ground.add("tool", &["f"]);
     let chain_id = ground.unpacked("tool").chain_id;
 
-    let removed = ground
-        .store()
-        .remove(&name("tool"), &|id| *id == chain_id)
-        .unwrap();
+    let removed = ground.remove_but("tool", &|id| *id == chain_id).unwrap();
 
     assert_eq!((removed.trees, removed.kept_trees), (0, 1));
     assert_eq!(ground.trees(), 1);
+}
+
+#[test]
+fn name_that_was_given_to_another_meanwhile_stays() {
+    let ground = Ground::new();
+    ground.add("tool", &["old"]);
+    let store = ground.store();
+    let Found { stored, .. } = store.find(&name("tool")).unwrap().unwrap();
+    ground.add("tool", &["new"]);
+
+    let error = store.remove(&stored, &keep_none).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        "image tool:latest was replaced meanwhile"
+    );
+    let rootfs = ground.unpacked("tool");
+    assert_eq!(listing(&rootfs.path), ["new file 644 new"]);
+}
+
+#[test]
+fn name_that_is_gone_meanwhile_is_said() {
+    let ground = Ground::new();
+    ground.add("tool", &["f"]);
+    let store = ground.store();
+    let Found { stored, .. } = store.find(&name("tool")).unwrap().unwrap();
+    ground.remove("tool");
+
+    let error = store.remove(&stored, &keep_none).unwrap_err();
+
+    assert_eq!(error.to_string(), "there is no image tool:latest");
 }
 
 #[test]
@@ -306,7 +343,7 @@ fn damaged_image_is_listed_and_can_be_removed() {
     fs::write(store.layout().join("blobs/sha256").join(config.hex()), "{}").unwrap();
 
     let images = store.images().unwrap();
-    let removed = store.remove(&name("bad"), &keep_none).unwrap();
+    let removed = ground.remove("bad");
 
     assert_eq!(
         images
@@ -384,13 +421,13 @@ fn damaged_manifest_is_in_no_other_images_way(#[case] content: &[u8]) {
     let path = store.layout().join("blobs/sha256").join(bad.digest.hex());
     fs::write(path, content).unwrap();
 
-    let removed = store.remove(&name("good"), &keep_none).unwrap();
+    let removed = ground.remove("good");
     let images = store.images().unwrap();
 
     // Those of the damaged image as well, but for its manifest: nothing says any more that it needs them.
     assert_eq!(removed.blobs, 5);
     assert!(images[0].image.is_err());
-    assert_eq!(store.remove(&name("bad"), &keep_none).unwrap().blobs, 1);
+    assert_eq!(ground.remove("bad").blobs, 1);
 }
 
 #[test]
@@ -710,7 +747,7 @@ fn images_come_and_go_at_once_and_are_never_half_there() {
         });
         scope.spawn(move || {
             for _ in 0..ROUNDS {
-                let _ = ground.store().remove(tool, &keep_none);
+                let _ = ground.remove_but("tool", &keep_none);
             }
         });
         for _ in 0..ROUNDS {
@@ -746,7 +783,7 @@ fn other_tools_entries_of_the_index_stay() {
         .push(entry.clone());
     fs::write(&path, index.to_string()).unwrap();
 
-    let removed = ground.store().remove(&name("tool:1"), &keep_none).unwrap();
+    let removed = ground.remove("tool:1");
 
     let after: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(removed.blobs, 0);

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use coracle_oci::digest::Digest;
 use coracle_oci::image::Name;
-use coracle_oci::store::Store;
+use coracle_oci::store::{Store, StoreError, StoredImage};
 
 use crate::cli::{Directories, RmiArguments};
 use crate::command::{containers, each};
@@ -22,8 +22,11 @@ pub fn rmi(directories: &Directories, arguments: &RmiArguments) -> Result<u8> {
 
 /// Removes one image; its tree stays for the containers that were made from it.
 fn remove(directories: &Directories, store: &Store, name: &Name, force: bool) -> Result<()> {
+    // Its blobs can go only once nobody has a lease on them, this process with them.
+    let found = store.find(name)?.map(|found| found.stored);
+    let image = found.ok_or_else(|| StoreError::NoSuchImage(Box::new(name.clone())))?;
     let made = containers(directories).list();
-    if let Some(chain_id) = last_of(store, name)? {
+    if let Some(chain_id) = last_of(store, &image)? {
         let users = made
             .iter()
             .filter(|found| chain_id_of(&found.record.tree).as_ref() == Some(&chain_id));
@@ -33,23 +36,19 @@ fn remove(directories: &Directories, store: &Store, name: &Name, force: bool) ->
         .iter()
         .filter_map(|found| chain_id_of(&found.record.tree))
         .collect();
-    store.remove(name, &|chain_id| in_use.contains(chain_id))?;
+    store.remove(&image, &|chain_id| in_use.contains(chain_id))?;
     Ok(())
 }
 
 /// What is in the image, if no other name stands for the same. Of one that cannot be read, nothing was made.
-fn last_of(store: &Store, name: &Name) -> Result<Option<Digest>> {
-    let Some(found) = store.find(name)? else {
-        // The store says so itself.
-        return Ok(None);
-    };
-    let Ok(image) = found.stored.image else {
+fn last_of(store: &Store, stored: &StoredImage) -> Result<Option<Digest>> {
+    let Ok(image) = &stored.image else {
         return Ok(None);
     };
     let chain_id = image.chain_id();
     let has_other = store.images()?.into_iter().any(|other| {
         let is_same = matches!(other.image, Ok(image) if image.chain_id() == chain_id);
-        is_same && other.name != found.stored.name
+        is_same && other.name != stored.name
     });
     Ok((!has_other).then_some(chain_id))
 }

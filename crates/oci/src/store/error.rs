@@ -47,6 +47,9 @@ pub enum StoreError {
     /// No image has the name.
     #[error("there is no image {}", .0.familiar())]
     NoSuchImage(Box<Name>),
+    /// The name stands for another image than it did.
+    #[error("image {} was replaced meanwhile", .0.familiar())]
+    Replaced(Box<Name>),
     /// An image that is added lacks a blob.
     #[error("image {} is incomplete: layer {digest} is missing", .name.familiar())]
     Incomplete {

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use tracing::warn;
 
-use super::Store;
 use super::error::{StoreError, io_error};
 use super::files::remove_file;
+use super::{Store, StoredImage};
 use crate::digest::{ContentError, Digest};
-use crate::image::{Descriptor, ImageError, Name, Source};
+use crate::image::{Descriptor, Image, ImageError, Source};
 
 /// Most manifests and indexes that are followed from the names.
 const DOCUMENT_LIMIT: usize = 100_000;
@@ -32,27 +32,33 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Takes `name` away, and removes what no other name needs: blobs, and the unpacked image unless it is in use or to
-    /// be kept, by its chain id, for a container that does not run.
+    /// Takes the name of `image` away from it, and removes what no other name needs: blobs, and the unpacked image unless
+    /// it is in use or to be kept, by its chain id, for a container that does not run.
     ///
     /// # Errors
-    /// Where there is no such image, or something cannot be removed.
+    /// Where the name is gone by now, or stands for another image, or something cannot be removed.
     pub fn remove(
         &self,
-        name: &Name,
+        image: &StoredImage,
         keep: &dyn Fn(&Digest) -> bool,
     ) -> Result<Removed, StoreError> {
-        let found = self.find(name)?;
-        let found = found.ok_or_else(|| StoreError::NoSuchImage(Box::new(name.clone())))?;
-        // An image that cannot be read has no tree that could be told to be its own.
-        let chain_id = found.stored.image.ok().map(|image| image.chain_id());
-        drop(found.lease);
         {
             let _lock = self.locks.index()?;
             let mut index = self.read_index()?;
-            index.remove(&found.stored.name);
+            let name = || Box::new(image.name.clone());
+            let mut entries = index.named().filter(|(name, _)| *name == image.name);
+            let (_, now) = entries
+                .next()
+                .ok_or_else(|| StoreError::NoSuchImage(name()))?;
+            if now.digest != image.digest {
+                return Err(StoreError::Replaced(name()));
+            }
+            drop(entries);
+            index.remove(&image.name);
             self.write_index(&index)?;
         }
+        // An image that cannot be read has no tree that could be told to be its own.
+        let chain_id = image.image.as_ref().ok().map(Image::chain_id);
         let mut removed = self.remove_blobs()?;
         if let Some(chain_id) = chain_id
             && !self.chain_ids()?.contains(&chain_id)
