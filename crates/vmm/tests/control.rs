@@ -58,6 +58,8 @@ fn main() {
                 pause_of_a_driver_that_resets_its_device_for_ever,
                 paused_machine_ends_when_the_controlling_process_is_gone,
                 requests_are_answered_in_their_order,
+                file_of_a_refused_dump_is_not_the_next_ones,
+                file_of_a_dump_that_fails_is_not_the_next_ones,
             ],
         )
         .tests(
@@ -248,6 +250,60 @@ fn requests_are_answered_in_their_order() {
     assert_eq!(answers, [1, 2, 3, 4].map(|id| Some(Event::Done { id })));
     let sizes = [first, second].map(|file| file.metadata().unwrap().len());
     assert!(sizes.iter().all(|size| *size > 16 << 20), "{sizes:?}");
+}
+
+fn lengths(files: [File; 2]) -> [u64; 2] {
+    files.map(|file| file.metadata().unwrap().len())
+}
+
+fn file_of_a_refused_dump_is_not_the_next_ones() {
+    let mut vmm = running(&code::SPIN, 1);
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let wrong = b"{\"id\":1,\"request\":\"dump\",\"to\":\"\"}\n";
+    vmm.send_with(wrong, &[files[0].as_fd()]);
+    let refused = vmm.event();
+
+    let dumped = vmm.ask(Action::Dump, &[files[1].as_fd()]);
+
+    assert!(
+        matches!(refused, Some(Event::Failed { id: 1, .. })),
+        "{refused:?}"
+    );
+    assert_eq!(dumped, Event::Done { id: 7 });
+    let lengths = lengths(files);
+    assert!(lengths[0] == 0 && lengths[1] > 16 << 20, "{lengths:?}");
+}
+
+fn file_of_a_dump_that_fails_is_not_the_next_ones() {
+    // Nobody reads its output, so that the vCPU stays inside of a write to the serial port.
+    let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    fill(&serial);
+    let failed = vmm.ask(Action::Dump, &[files[0].as_fd()]);
+    let reader = std::thread::spawn(move || while serial.read(&mut [0; 65536]).unwrap() > 0 {});
+
+    let dumped = vmm.ask(Action::Dump, &[files[1].as_fd()]);
+
+    drop(vmm);
+    reader.join().unwrap();
+    let message = "vCPU 0 has not left the guest within 10s".to_owned();
+    assert_eq!(failed, Event::Failed { id: 7, message });
+    assert_eq!(dumped, Event::Done { id: 7 });
+    let lengths = lengths(files);
+    assert!(lengths[0] == 0 && lengths[1] > 16 << 20, "{lengths:?}");
+}
+
+/// Waits until a guest has filled the pipe.
+fn fill(pipe: &std::io::PipeReader) {
+    let begin = Instant::now();
+    let full = 65536;
+    while rustix::io::ioctl_fionread(pipe).unwrap() < full {
+        assert!(
+            begin.elapsed() < DEADLINE,
+            "the guest does not fill its pipe"
+        );
+        sleep(Duration::from_millis(5));
+    }
 }
 
 /// What gdb says of a core file.

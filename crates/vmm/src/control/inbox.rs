@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Requests as they arrive: bytes to lines to requests, and the descriptors that come with them.
+//! Requests as they arrive: bytes to lines to requests, each with the descriptor that came for it.
+//!
+//! A descriptor belongs to a request from the moment that the request is read, and goes with it: one that stayed behind
+//! when its request was refused or failed would be taken for the next one's.
 
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -12,11 +15,11 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::protocol::Request;
+use super::protocol::{Action, Request};
 
 /// The longest request in bytes.
 const MAX_LINE: usize = 4096;
-/// Requests, and descriptors, that may wait.
+/// Requests, and descriptors of a line that has not ended, that may wait.
 const MAX_WAITING: usize = 16;
 /// Descriptors taken with one piece of the stream; the kernel closes what is beyond.
 const DESCRIPTORS_AT_ONCE: usize = 4;
@@ -32,6 +35,14 @@ pub(super) enum Refusal {
     TooMany,
 }
 
+/// A request that waits its turn.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    /// What a dump is to be written to.
+    pub(super) file: Option<OwnedFd>,
+}
+
 /// What has come and was not dealt with.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -39,8 +50,9 @@ pub(super) struct Inbox {
     line: Vec<u8>,
     /// Whether the rest of this line is thrown away.
     too_long: bool,
+    /// The descriptors that came with the beginning of this line.
     descriptors: VecDeque<OwnedFd>,
-    requests: VecDeque<Request>,
+    requests: VecDeque<Waiting>,
 }
 
 impl Inbox {
@@ -60,16 +72,15 @@ impl Inbox {
             &mut ancillary,
             RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
         );
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
-                self.descriptors.truncate(MAX_WAITING);
-            }
-        }
+        let descriptors = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+            _ => Vec::new(),
+        });
+        let descriptors = descriptors.collect();
         match received {
             Ok(received) if received.bytes == 0 => false,
             Ok(received) => {
-                self.take(&bytes[..received.bytes], &mut refuse);
+                self.take(&bytes[..received.bytes], descriptors, &mut refuse);
                 true
             }
             Err(Errno::AGAIN | Errno::INTR) => true,
@@ -77,7 +88,12 @@ impl Inbox {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], refuse: &mut impl FnMut(u64, Refusal)) {
+    fn take(
+        &mut self,
+        bytes: &[u8],
+        mut descriptors: VecDeque<OwnedFd>,
+        refuse: &mut impl FnMut(u64, Refusal),
+    ) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, complete) = match piece.split_last() {
                 Some((b'\n', text)) => (text, true),
@@ -90,37 +106,51 @@ impl Inbox {
                 self.line.extend_from_slice(text);
             }
             if complete {
-                let (line, too_long) = (std::mem::take(&mut self.line), self.too_long);
-                self.too_long = false;
-                let request = if too_long {
-                    Err((0, Refusal::TooLong))
-                } else {
-                    parse(&line)
-                };
-                match request {
-                    Ok(request) if self.requests.len() == MAX_WAITING => {
-                        refuse(request.id, Refusal::TooMany);
-                    }
-                    Ok(request) => self.requests.push_back(request),
-                    Err((id, refusal)) => refuse(id, refusal),
-                }
+                self.end_line(&mut descriptors, refuse);
             }
         }
+        // What no line has taken may be for one that has not ended.
+        if !self.line.is_empty() || self.too_long {
+            self.descriptors.append(&mut descriptors);
+            self.descriptors.truncate(MAX_WAITING);
+        }
+    }
+
+    /// Makes a request of the line. It takes a descriptor that came with its beginning, else the first of those that
+    /// came with its end; what else came with its beginning is nobody's.
+    fn end_line(
+        &mut self,
+        with_end: &mut VecDeque<OwnedFd>,
+        refuse: &mut impl FnMut(u64, Refusal),
+    ) {
+        let line = std::mem::take(&mut self.line);
+        let mut with_beginning = std::mem::take(&mut self.descriptors);
+        let request = match std::mem::take(&mut self.too_long) {
+            true => Err((0, Refusal::TooLong)),
+            false => parse(&line),
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err((id, refusal)) => return refuse(id, refusal),
+        };
+        let file = match request.action {
+            Action::Dump => with_beginning.pop_front().or_else(|| with_end.pop_front()),
+            Action::Pause | Action::Resume | Action::Vcpus => None,
+        };
+        if self.requests.len() == MAX_WAITING {
+            return refuse(request.id, Refusal::TooMany);
+        }
+        self.requests.push_back(Waiting { request, file });
     }
 
     /// The request that is to be dealt with next.
     pub(super) fn first(&self) -> Option<Request> {
-        self.requests.front().copied()
+        self.requests.front().map(|waiting| waiting.request)
     }
 
-    /// The first request is dealt with.
-    pub(super) fn remove_first(&mut self) {
-        self.requests.pop_front();
-    }
-
-    /// The descriptor that has waited for longest.
-    pub(super) fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptors.pop_front()
+    /// Takes it, to be dealt with.
+    pub(super) fn take_first(&mut self) -> Option<Waiting> {
+        self.requests.pop_front()
     }
 }
 
@@ -139,6 +169,7 @@ fn parse(line: &[u8]) -> Result<Request, (u64, Refusal)> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use proptest::prelude::*;
@@ -154,12 +185,13 @@ mod tests {
         let mut inbox = Inbox::default();
         let mut refused = Vec::new();
         for piece in bytes.chunks(size) {
-            inbox.take(piece, &mut |id, refusal: Refusal| {
+            inbox.take(piece, VecDeque::new(), &mut |id, refusal: Refusal| {
                 refused.push((id, refusal.to_string()));
             });
         }
+        let requests = inbox.requests.iter();
         (
-            inbox.requests.iter().map(|request| request.id).collect(),
+            requests.map(|waiting| waiting.request.id).collect(),
             refused,
         )
     }
@@ -227,13 +259,79 @@ mod tests {
         assert!(Inbox::default().receive(&ours, |_, _| {}));
     }
 
+    /// Gives pieces to an inbox, each with a descriptor if it is marked so; returns the pieces, counted from 0, whose
+    /// descriptors the requests have, in their order.
+    fn owners(pieces: &[(&str, bool)]) -> Vec<Option<usize>> {
+        let mut inbox = Inbox::default();
+        let mut numbers = Vec::new();
+        for (at, (bytes, has_descriptor)) in pieces.iter().enumerate() {
+            let descriptors: VecDeque<OwnedFd> = has_descriptor
+                .then(|| std::io::pipe().unwrap().0.into())
+                .into_iter()
+                .collect();
+            numbers.extend(descriptors.iter().map(|fd| (fd.as_raw_fd(), at)));
+            inbox.take(bytes.as_bytes(), descriptors, &mut |_, _| {});
+        }
+        let piece_of = |file: &OwnedFd| {
+            let known = numbers.iter().rfind(|(fd, _)| *fd == file.as_raw_fd());
+            known.unwrap().1
+        };
+        let requests = inbox.requests.iter();
+        requests
+            .map(|waiting| waiting.file.as_ref().map(piece_of))
+            .collect()
+    }
+
+    const DUMP: &str = "{\"id\":1,\"request\":\"dump\"}\n";
+    const WRONG_DUMP: &str = "{\"id\":1,\"request\":\"dump\",\"x\":1}\n";
+
+    #[rstest]
+    #[case::at_once(&[(DUMP, true)], &[Some(0)])]
+    #[case::in_pieces(&[(&DUMP[..5], true), (&DUMP[5..], false)], &[Some(0)])]
+    #[case::with_the_end(&[(&DUMP[..5], false), (&DUMP[5..], true)], &[Some(1)])]
+    #[case::none(&[(DUMP, false), (DUMP, true)], &[None, Some(1)])]
+    #[case::after_a_wrong_one(&[(WRONG_DUMP, true), (DUMP, true)], &[Some(1)])]
+    #[case::after_the_pieces_of_a_wrong_one(
+        &[(&WRONG_DUMP[..5], true), (&WRONG_DUMP[5..], false), (DUMP, true)],
+        &[Some(2)]
+    )]
+    #[case::after_a_pause(&[("{\"id\":1,\"request\":\"pause\"}\n", true), (DUMP, true)], &[None, Some(1)])]
+    fn descriptor_is_the_requests_that_it_came_with(
+        #[case] pieces: &[(&str, bool)],
+        #[case] expected: &[Option<usize>],
+    ) {
+        assert_eq!(owners(pieces), expected);
+    }
+
+    #[test]
+    fn descriptor_of_an_endless_line_goes_with_it() {
+        let end_and_next = format!(" \n{DUMP}");
+
+        let found = owners(&[(&" ".repeat(4096), true), (&end_and_next, true)]);
+
+        assert_eq!(found, [Some(1)]);
+    }
+
+    #[test]
+    fn descriptor_of_a_request_too_many_goes_with_it() {
+        let sixteen = DUMP.repeat(16);
+        let mut inbox = Inbox::default();
+        inbox.take(sixteen.as_bytes(), VecDeque::new(), &mut |_, _| {});
+        let (reader, mut writer) = std::io::pipe().unwrap();
+
+        inbox.take(DUMP.as_bytes(), [reader.into()].into(), &mut |_, _| {});
+
+        let error = writer.write_all(b"x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_kept_within_bounds(bytes in prop::collection::vec(any::<u8>(), 0..10_000), size in 1usize..5000) {
             let mut inbox = Inbox::default();
 
             for piece in bytes.chunks(size) {
-                inbox.take(piece, &mut |_, _| {});
+                inbox.take(piece, VecDeque::new(), &mut |_, _| {});
             }
 
             prop_assert!(inbox.line.len() <= MAX_LINE && inbox.requests.len() <= MAX_WAITING);

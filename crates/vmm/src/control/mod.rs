@@ -12,7 +12,7 @@ mod inbox;
 mod protocol;
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::ending::Ending;
 use crate::sentence::sentence;
 use crate::vcpu::{Holder, VcpuGroup};
 use crate::{Exit, Fault, KvmError, VcpuState};
-use inbox::Inbox;
+use inbox::{Inbox, Waiting};
 pub use protocol::{Action, Event, Request};
 
 /// How long the vCPUs may take to leave the guest: one that is busy with a device's log, on a host under load.
@@ -88,18 +88,20 @@ impl Control {
 
     /// Goes on with the requests as far as possible. How long the next look may wait, if anything waits.
     pub(crate) fn advance(&mut self) -> Option<Duration> {
-        while let Some(request) = self.inbox.first() {
-            let leaving = match request.action {
-                Action::Resume => Leaving::Outside,
-                Action::Pause | Action::Vcpus | Action::Dump => self.leave_guest(),
-            };
-            let answer = match leaving {
-                Leaving::Outside => self.fulfil(request),
-                Leaving::Waits(left) => return Some(left),
-                Leaving::Failed(error) => failed(request.id, &error),
+        while let Some(first) = self.inbox.first() {
+            let outside = match first.action {
+                Action::Resume => Ok(()),
+                Action::Pause | Action::Vcpus | Action::Dump => match self.leave_guest() {
+                    Leaving::Outside => Ok(()),
+                    Leaving::Waits(left) => return Some(left),
+                    Leaving::Failed(error) => Err(error),
+                },
             };
             self.deadline = None;
-            self.inbox.remove_first();
+            let waiting = self.inbox.take_first()?;
+            let answer = outside
+                .and_then(|()| self.fulfil(waiting))
+                .unwrap_or_else(|error| failed(first.id, &error));
             if !self.paused {
                 self.vcpus.release_all(Holder::Control);
             }
@@ -124,23 +126,17 @@ impl Control {
     }
 
     /// What is asked for, with all vCPUs out of the guest if that takes it.
-    fn fulfil(&mut self, request: Request) -> Event {
+    fn fulfil(&mut self, Waiting { request, file }: Waiting) -> Result<Event, ControlError> {
         let id = request.id;
-        let done = match request.action {
-            Action::Vcpus => match self.states() {
-                Ok(vcpus) => return Event::Vcpus { id, vcpus },
-                Err(error) => Err(error),
-            },
-            Action::Dump => self.dump(),
-            Action::Pause | Action::Resume => {
-                self.paused = request.action == Action::Pause;
-                Ok(())
+        match request.action {
+            Action::Vcpus => {
+                let vcpus = self.states()?;
+                return Ok(Event::Vcpus { id, vcpus });
             }
-        };
-        match done {
-            Ok(()) => Event::Done { id },
-            Err(error) => failed(id, &error),
+            Action::Dump => self.dump(file)?,
+            Action::Pause | Action::Resume => self.paused = request.action == Action::Pause,
         }
+        Ok(Event::Done { id })
     }
 
     fn states(&self) -> Result<Vec<VcpuState>, ControlError> {
@@ -152,11 +148,8 @@ impl Control {
             .collect()
     }
 
-    fn dump(&mut self) -> Result<(), ControlError> {
-        let file = self
-            .inbox
-            .take_descriptor()
-            .ok_or(ControlError::NoDescriptor)?;
+    fn dump(&self, file: Option<OwnedFd>) -> Result<(), ControlError> {
+        let file = file.ok_or(ControlError::NoDescriptor)?;
         let registers = (0..self.vcpus.len())
             .map(|index| {
                 let vcpu = self.vcpus.get(index).ok_or(ControlError::Busy { index })?;

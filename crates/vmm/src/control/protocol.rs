@@ -30,8 +30,9 @@ pub enum Action {
     /// Where each vCPU stands, by [`Event::Vcpus`]. They leave the guest for a moment.
     Vcpus,
     /// A core dump of guest memory and registers into the regular file whose descriptor comes with the request
-    /// (`SCM_RIGHTS`), with the first such descriptor that no earlier request took; what it holds is replaced. vCPUs and
-    /// the devices of the event loop stand still meanwhile.
+    /// (`SCM_RIGHTS`, in the message that the request is in); what it holds is replaced. Of several dumps in a message
+    /// each takes a descriptor, in their order. One whose request is not fulfilled is closed. vCPUs and the devices of the
+    /// event loop stand still meanwhile.
     Dump,
 }
 
