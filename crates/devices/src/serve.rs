@@ -121,6 +121,11 @@ impl Fault {
 
     pub(crate) fn raise(&self, interrupt: &Interrupt, error: &(dyn Error + 'static)) {
         interrupt.needs_reset();
+        self.log(error);
+    }
+
+    /// Tells the log only: there is no driver to be told.
+    pub(crate) fn log(&self, error: &(dyn Error + 'static)) {
         if !self.logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(device = self.device, error, "device needs a reset");
         }

@@ -14,9 +14,14 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::message::{Body, HEADER_LEN, MAX_REGIONS, Request, answer_len, encode};
 
-/// For how long a conversation with a back end may last: negotiation, start or stop. Back ends answer in microseconds;
-/// this is for one that is just starting, on a host that is busy.
+/// For how long a negotiation with a back end may last. Back ends answer in microseconds; this is for one that is just
+/// starting, on a host that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long a conversation may last that a vCPU waits for: start or stop. Whoever pauses or debugs the guest waits
+/// for that vCPU.
+const VCPU_PATIENCE: Duration = Duration::from_secs(4);
+/// The longest wait between two looks at the time.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// A conversation that went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,7 @@ pub enum ConnectionError {
 /// A connection to a back end. An error other than a refusal closes it, for what comes next on it is not known.
 pub(super) struct Connection {
     socket: UnixStream,
+    /// Of this conversation.
     patience: Duration,
     deadline: Instant,
     /// Whether requests without an answer are acknowledged.
@@ -54,10 +60,11 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(socket: UnixStream, patience: Duration) -> io::Result<Self> {
-        // One wait is no longer than that, and between waits the deadline is looked at.
+        // Set once and for all: the thread of a vCPU may not be allowed to.
+        let wait = patience.min(WAIT);
         socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(patience))?;
-        socket.set_write_timeout(Some(patience))?;
+        socket.set_read_timeout(Some(wait))?;
+        socket.set_write_timeout(Some(wait))?;
         Ok(Self {
             socket,
             patience,
@@ -72,9 +79,17 @@ impl Connection {
         self.socket.try_clone()
     }
 
-    /// Begins a conversation: from now on the time limit counts.
+    /// Begins a conversation that a vCPU waits for: the time limit counts from now on.
     pub(super) fn begin(&mut self) {
+        self.patience = self.patience.min(VCPU_PATIENCE);
         self.deadline = Instant::now() + self.patience;
+    }
+
+    /// Closes the connection.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
+        // Gone already is as good.
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     /// From now on each request is acknowledged.
@@ -127,9 +142,7 @@ impl Connection {
         }
         let outcome = exchange(self);
         if outcome.is_err() {
-            self.given_up = true;
-            // Gone already is as good.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            self.give_up();
         }
         outcome
     }

@@ -111,7 +111,7 @@ impl VhostUserDevice {
     }
 
     /// An event that becomes readable when the device cannot be served any more: the back end closed the connection
-    /// while the device ran, or could not be started. Each call gives a handle on the same event.
+    /// while the device ran, or could not be started or stopped. Each call gives a handle on the same event.
     ///
     /// # Errors
     ///
@@ -120,16 +120,27 @@ impl VhostUserDevice {
         self.lost.try_clone()
     }
 
-    fn start(&mut self, active: Active) -> Result<Worker, VhostUserError> {
-        let in_backend = |source| VhostUserError::Backend {
-            device: self.kind.name.clone(),
+    fn in_backend(&self) -> impl Fn(BackendError) -> VhostUserError + use<> {
+        let device = self.kind.name.clone();
+        move |source| VhostUserError::Backend {
+            device: device.clone(),
             source,
-        };
+        }
+    }
+
+    /// Tells the monitor that the device cannot be served any more.
+    fn lose(&self) {
+        // A full counter has told it already.
+        let _ = self.lost.write(1);
+    }
+
+    fn start(&mut self, active: Active) -> Result<Worker, VhostUserError> {
+        let in_backend = self.in_backend();
         let socket = self
             .frontend
             .watched_socket()
             .map_err(BackendError::Socket)
-            .map_err(in_backend)?;
+            .map_err(&in_backend)?;
         let lost = self.lost.try_clone().map_err(VhostUserError::Event)?;
         // The back end writes to the interrupt's eventfd by itself, so the reason that the driver reads cannot be kept
         // here; it is told "used buffers" each time it asks.
@@ -185,14 +196,16 @@ impl VirtioDevice for VhostUserDevice {
 
     fn activate(&mut self, active: Active) -> Result<Option<Worker>, ActivateError> {
         self.start(active).map(Some).map_err(|error| {
-            // A full counter has told it already.
-            let _ = self.lost.write(1);
+            self.lose();
             ActivateError::device(error)
         })
     }
 
     fn reset(&mut self) {
-        self.frontend.stop();
+        if let Err(error) = self.frontend.stop().map_err(self.in_backend()) {
+            self.fault.log(&error);
+            self.lose();
+        }
     }
 }
 

@@ -152,7 +152,6 @@ impl Frontend {
         &mut self,
     ) -> Result<[u8; LEN], BackendError> {
         const { assert!(LEN <= MAX_CONFIG && ANSWER == LEN + 12) };
-        self.connection.begin();
         let len = LEN as u32;
         let body = Body::default().u32(0).u32(len).u32(0).zeroes(LEN);
         let request = Request::GET_CONFIG;
@@ -221,22 +220,31 @@ impl Frontend {
         self.tell(Request::SET_VRING_ENABLE, state(1))
     }
 
-    /// Takes the queues back. Once this returns the back end touches guest memory no more, or its connection is closed;
-    /// one that is gone touches none either, so its errors are not reported.
-    pub(super) fn stop(&mut self) {
-        if self.started.is_empty() {
-            return;
+    /// Takes the queues back. Once this returns the back end touches guest memory no more, or its connection is closed.
+    pub(super) fn stop(&mut self) -> Result<(), BackendError> {
+        let started = std::mem::take(&mut self.started);
+        if started.is_empty() {
+            return Ok(());
         }
         self.connection.begin();
-        for index in std::mem::take(&mut self.started) {
-            let state = || Body::default().u32(index.into()).u32(0);
-            let _ = self.tell(Request::SET_VRING_ENABLE, state());
+        // One that refuses to stop is no better than one that is silent.
+        self.stop_queues(&started)
+            .inspect_err(|_| self.connection.give_up())
+    }
+
+    fn stop_queues(&mut self, queues: &[u16]) -> Result<(), BackendError> {
+        for index in queues {
+            let state = || Body::default().u32((*index).into()).u32(0);
+            self.tell(Request::SET_VRING_ENABLE, state())?;
             // Answered when the ring has stopped.
-            let _ = self.connection.ask::<8>(Request::GET_VRING_BASE, &state());
+            let request = Request::GET_VRING_BASE;
+            let asked = self.connection.ask::<8>(request, &state());
+            asked.map_err(failed_at(request))?;
         }
         if self.protocol & protocol::RESET_DEVICE != 0 {
-            let _ = self.tell(Request::RESET_DEVICE, Body::default());
+            self.tell(Request::RESET_DEVICE, Body::default())?;
         }
+        Ok(())
     }
 
     fn tell(&mut self, request: Request, body: Body) -> Result<(), BackendError> {

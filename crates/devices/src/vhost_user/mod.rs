@@ -11,8 +11,9 @@
 //! [`block`] and [`net`] make such devices; [`fs`](crate::fs) makes one as well. The guest's memory has to be mapped from
 //! files ([`GuestMemory::shared`]), since another process cannot map anything else.
 //!
-//! Each conversation with the back end (negotiation, start, stop) has a time limit, [`PATIENCE`]. A back end that does
-//! not keep to it, or answers what was not asked, is given up: its connection is closed.
+//! Each conversation with the back end has a time limit: negotiation [`PATIENCE`], start and stop, which a vCPU waits for,
+//! a few seconds. A back end that does not keep to it, answers what was not asked or refuses to stop is given up: its
+//! connection is closed.
 //!
 //! There is no `queue.rs` here as in other devices: the queues are read by the back end.
 //!

@@ -10,6 +10,7 @@ pub const GET_FEATURES: u32 = 1;
 pub const GET_VRING_BASE: u32 = 11;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
+pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
 
 const NEED_REPLY: u32 = 1 << 3;
@@ -48,20 +49,38 @@ pub fn message(request: u32, flags: u32, len: u32, body: &[u8]) -> Vec<u8> {
 
 /// Serves the other end of the connection, until it is closed, on a thread that then gives the requests it got.
 pub fn scripted(at: u32, deed: Deed) -> (JoinHandle<Vec<u32>>, UnixStream) {
-    spawn(at, deed, ACKNOWLEDGEMENTS | CONFIGURATION_SPACE)
+    scripted_later(at, 0, deed)
+}
+
+/// As [`scripted`], after the request has been fulfilled `before` times.
+pub fn scripted_later(at: u32, before: usize, deed: Deed) -> (JoinHandle<Vec<u32>>, UnixStream) {
+    let script = Script { at, before, deed };
+    spawn(script, ACKNOWLEDGEMENTS | CONFIGURATION_SPACE)
 }
 
 /// As [`scripted`], without acknowledgements and without surprises.
 pub fn silent_about_success() -> (JoinHandle<Vec<u32>>, UnixStream) {
-    spawn(u32::MAX, Deed::HangUp, CONFIGURATION_SPACE)
+    let script = Script {
+        at: u32::MAX,
+        before: 0,
+        deed: Deed::HangUp,
+    };
+    spawn(script, CONFIGURATION_SPACE)
 }
 
-fn spawn(at: u32, deed: Deed, protocol: u64) -> (JoinHandle<Vec<u32>>, UnixStream) {
+/// What is to happen, at which request, and how many of these there are before.
+struct Script {
+    at: u32,
+    before: usize,
+    deed: Deed,
+}
+
+fn spawn(script: Script, protocol: u64) -> (JoinHandle<Vec<u32>>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let thread = thread::spawn(move || {
         let mut seen = Vec::new();
         // An error is the end of the connection.
-        let _ = serve(theirs, at, deed, protocol, &mut seen);
+        let _ = serve(theirs, script, protocol, &mut seen);
         seen
     });
     (thread, ours)
@@ -69,8 +88,11 @@ fn spawn(at: u32, deed: Deed, protocol: u64) -> (JoinHandle<Vec<u32>>, UnixStrea
 
 fn serve(
     mut stream: UnixStream,
-    at: u32,
-    deed: Deed,
+    Script {
+        at,
+        mut before,
+        deed,
+    }: Script,
     protocol: u64,
     seen: &mut Vec<u32>,
 ) -> io::Result<()> {
@@ -82,7 +104,8 @@ fn serve(
         let mut body = vec![0; len as usize];
         stream.read_exact(&mut body)?;
         seen.push(request);
-        if request == at {
+        let is_there = request == at;
+        if is_there && before == 0 {
             match &deed {
                 Deed::BeSilent => {}
                 Deed::Send(bytes) => stream.write_all(bytes)?,
@@ -94,6 +117,7 @@ fn serve(
             }
             continue;
         }
+        before -= usize::from(is_there);
         let told = match request {
             GET_FEATURES => Some(FEATURES.to_le_bytes().to_vec()),
             GET_PROTOCOL_FEATURES => Some(protocol.to_le_bytes().to_vec()),

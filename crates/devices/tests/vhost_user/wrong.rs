@@ -2,10 +2,11 @@
 
 //! Back ends that do not keep to the protocol.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use coracle_devices::vhost_user::{
-    BackendError, ConnectionError, VhostUserDevice, VhostUserError, block,
+    BackendError, ConnectionError, PATIENCE, VhostUserDevice, VhostUserError, block,
 };
 use coracle_virtio::testing::write_register;
 use coracle_virtio::{Register, VirtioDevice};
@@ -13,7 +14,8 @@ use rstest::rstest;
 
 use crate::guest::{Guest, shared_memory};
 use crate::scripted::{
-    Deed, GET_CONFIG, GET_FEATURES, GET_VRING_BASE, answer, message, scripted, silent_about_success,
+    Deed, GET_CONFIG, GET_FEATURES, GET_VRING_BASE, SET_VRING_ENABLE, answer, message, scripted,
+    scripted_later, silent_about_success,
 };
 
 const SOON: Duration = Duration::from_millis(200);
@@ -100,7 +102,10 @@ fn back_end_that_hangs_up_is_told_from_a_silent_one(#[case] at: u32) {
 
 /// A guest whose device has one queue only.
 fn guest(at: u32, deed: Deed) -> (std::thread::JoinHandle<Vec<u32>>, Guest) {
-    let (peer, stream) = scripted(at, deed);
+    guest_of(scripted(at, deed))
+}
+
+fn guest_of<P>((peer, stream): (P, UnixStream)) -> (P, Guest) {
     let mut guest = Guest::new(block(stream, SOON).unwrap(), &shared_memory());
     guest.queues.truncate(1);
     (peer, guest)
@@ -159,18 +164,44 @@ fn queue_is_stopped_before_it_is_forgotten() {
     assert_eq!(requests[requests.len() - 2..], [18, GET_VRING_BASE]);
 }
 
-#[test]
-fn back_end_that_does_not_stop_is_cut_off() {
-    let (peer, mut guest) = guest(GET_VRING_BASE, Deed::BeSilent);
+/// What it is asked for to stop is asked for at the start, or not.
+#[rstest]
+#[case::is_silent(GET_VRING_BASE, 0, Deed::BeSilent)]
+#[case::hangs_up(GET_VRING_BASE, 0, Deed::HangUp)]
+#[case::goes_on_with_its_queue(
+    SET_VRING_ENABLE,
+    1,
+    Deed::Send(answer(SET_VRING_ENABLE, &[1, 0, 0, 0, 0, 0, 0, 0]))
+)]
+fn back_end_that_does_not_stop_is_cut_off(
+    #[case] at: u32,
+    #[case] before: usize,
+    #[case] deed: Deed,
+) {
+    let (peer, mut guest) = guest_of(scripted_later(at, before, deed));
     guest.activate();
     let begun = Instant::now();
 
     write_register(&mut guest.transport, Register::Status, 0);
 
     assert!(begun.elapsed() < AT_LAST);
+    assert!(guest.lost.read().is_ok(), "the monitor knows at once");
     // It sees the end of the connection, though the device is still there.
     peer.join().unwrap();
     guest.activate();
     assert!(guest.needs_reset());
-    assert!(guest.lost.read().is_ok());
+}
+
+#[test]
+fn vcpu_waits_less_long_than_whoever_makes_the_device() {
+    let (peer, stream) = scripted(GET_VRING_BASE, Deed::BeSilent);
+    let mut guest = Guest::new(block(stream, PATIENCE).unwrap(), &shared_memory());
+    guest.queues.truncate(1);
+    guest.activate();
+    let begun = Instant::now();
+
+    write_register(&mut guest.transport, Register::Status, 0);
+
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+    peer.join().unwrap();
 }
