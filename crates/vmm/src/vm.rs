@@ -20,7 +20,7 @@ use crate::control::Control;
 use crate::devices::{self, DiskThreads, Parts};
 use crate::ending::Ending;
 use crate::event_loop::EventLoop;
-use crate::filters::{Filter, FilterError, Filters};
+use crate::filters::{FilterError, Filters, Uses};
 use crate::gdb::{Gdb, RunningGdb};
 use crate::machine::Machine;
 use crate::vcpu::{self, Context, Kicks, Vcpu, VcpuGroup};
@@ -99,6 +99,7 @@ pub struct Vm {
     ending: Arc<Ending>,
     machine: Machine,
     gdb: Option<Gdb>,
+    uses: Uses,
 }
 
 impl Vm {
@@ -122,6 +123,7 @@ impl Vm {
         let mut event_loop = EventLoop::new(Arc::clone(&ending))?;
         let machine = Machine::new(kvm, memory(&config)?)?;
         let vcpus = vcpus(kvm, &machine, config.vcpus)?;
+        let uses = Uses::of(&config);
         let parts = Parts::take(&mut config);
         let devices = devices::assemble(parts, &machine, &mut event_loop, &ending)?;
 
@@ -154,6 +156,7 @@ impl Vm {
             ending,
             machine,
             gdb,
+            uses,
         })
     }
 
@@ -177,31 +180,39 @@ impl Vm {
             self.machine.memory().clone(),
             Arc::clone(&self.ending),
         );
+        self.uses.control = true;
         self.vcpus.notify(self.event_loop.waker());
         self.event_loop.control(control);
     }
 
     /// Starts the vCPUs. With `filters` their threads, and then the calling thread, can make only the system calls
-    /// that running a machine takes; the calling thread keeps that confinement.
+    /// that running this very machine takes; the calling thread keeps that confinement.
     ///
     /// # Errors
     ///
     /// [`VmError::Thread`] or [`VmError::Confine`]; vCPUs that run already are stopped again.
     pub fn start(self, filters: Option<Filters>) -> Result<RunningVm, VmError> {
-        let (vcpu_filter, loop_filter, disk_filter) = match filters {
-            None => (None, None, None),
-            Some(filters) => (
-                Some(Arc::new(filters.vcpu)),
-                Some(filters.event_loop),
-                Some(filters.disk),
-            ),
-        };
+        let filters = filters.as_ref();
+        let vcpu_filter = filters
+            .map(|filters| filters.vcpu(&self.uses))
+            .transpose()?;
+        let loop_filter = filters
+            .map(|filters| filters.event_loop(&self.uses))
+            .transpose()?;
+        let disk_filter = filters
+            .filter(|_| !self.disk_loops.is_empty())
+            .map(Filters::disk)
+            .transpose()?;
+        let gdb_filter = filters
+            .filter(|_| self.gdb.is_some())
+            .map(Filters::debugger)
+            .transpose()?;
         let disks = DiskThreads::start(self.disk_loops, disk_filter, Arc::clone(&self.ending))
             .map_err(VmError::DiskThread)?;
         let context = Context {
             buses: self.buses,
             ending: self.ending,
-            filter: vcpu_filter,
+            filter: vcpu_filter.map(Arc::new),
             stops: self.gdb.as_ref().map(Gdb::stops),
         };
         let mut running = RunningVm {
@@ -217,9 +228,8 @@ impl Vm {
         }
         running.vcpus.start(&context).map_err(VmError::Thread)?;
         if let Some(gdb) = self.gdb {
-            let filter = loop_filter.as_ref().map(|_| Filter::debugger());
             let (vcpus, memory) = (Arc::clone(&running.vcpus), running.machine.memory().clone());
-            let started = gdb.start(vcpus, memory, context.ending, filter.transpose()?);
+            let started = gdb.start(vcpus, memory, context.ending, gdb_filter);
             running.gdb = Some(started.map_err(VmError::Thread)?);
         }
         if let Some(filter) = loop_filter {
