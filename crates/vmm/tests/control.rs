@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::harness::{Needs, Tests};
-use common::process::{DEADLINE, Vmm};
+use common::process::{DEADLINE, Vmm, fill_up};
 use common::{ENTRY, code, driver};
 use coracle_vmm::role::{Action, Event};
 use coracle_vmm::{Activity, Exit, Mode};
@@ -278,7 +278,7 @@ fn file_of_a_dump_that_fails_is_not_the_next_ones() {
     // Nobody reads its output, so that the vCPU stays inside of a write to the serial port.
     let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
-    fill(&serial);
+    fill_up(&serial);
     let failed = vmm.ask(Action::Dump, &[files[0].as_fd()]);
     let reader = std::thread::spawn(move || while serial.read(&mut [0; 65536]).unwrap() > 0 {});
 
@@ -291,19 +291,6 @@ fn file_of_a_dump_that_fails_is_not_the_next_ones() {
     assert_eq!(dumped, Event::Done { id: 7 });
     let lengths = lengths(files);
     assert!(lengths[0] == 0 && lengths[1] > 16 << 20, "{lengths:?}");
-}
-
-/// Waits until a guest has filled the pipe.
-fn fill(pipe: &std::io::PipeReader) {
-    let begin = Instant::now();
-    let full = 65536;
-    while rustix::io::ioctl_fionread(pipe).unwrap() < full {
-        assert!(
-            begin.elapsed() < DEADLINE,
-            "the guest does not fill its pipe"
-        );
-        sleep(Duration::from_millis(5));
-    }
 }
 
 /// What gdb says of a core file.

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::{PipeReader, Read};
+use std::io::{PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -14,11 +14,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::harness::{Needs, Tests};
-use common::process::Vmm;
+use common::process::{DEADLINE, Vmm, fill_up};
 use common::{ENTRY, code};
 use coracle_vmm::role::Event;
 use coracle_vmm::{Activity, Exit};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 fn main() {
     Tests::new()
@@ -51,6 +51,8 @@ fn main() {
                 guest_that_does_not_wait_runs,
                 machine_ends_while_its_guest_waits,
                 thread_of_the_debugger_is_confined,
+                debugger_comes_in_once_there_are_descriptors_again,
+                breakpoint_of_a_debugger_that_could_not_clean_up_holds_nobody,
             ],
         )
         .run()
@@ -370,6 +372,69 @@ fn debugger_that_dies_lets_the_guest_go_on() {
     drop(UnixStream::connect(debugged.socket()).unwrap());
 
     debugged.ends(Exit::Shutdown);
+}
+
+/// Sends a packet of gdb's protocol; returns what comes back, its acknowledgement first.
+fn exchange(mut debugger: &UnixStream, packet: &str, answer: usize) -> String {
+    let sum = packet.bytes().fold(0u8, u8::wrapping_add);
+    write!(debugger, "${packet}#{sum:02x}").unwrap();
+    let mut answer = vec![0; answer];
+    debugger.read_exact(&mut answer).unwrap();
+    debugger.write_all(b"+").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+fn connect(debugged: &Debugged) -> UnixStream {
+    let debugger = UnixStream::connect(debugged.socket()).unwrap();
+    debugger.set_read_timeout(Some(DEADLINE)).unwrap();
+    debugger
+}
+
+fn debugger_comes_in_once_there_are_descriptors_again() {
+    let debugged = Debugged::waiting(&power_off(), 1);
+    let id = i32::try_from(debugged.vmm.process.id()).unwrap();
+    let process = Pid::from_raw(id);
+    let is_free = |number: &u64| !debugged.vmm.proc("fd").join(number.to_string()).exists();
+    let current = (0..).find(is_free);
+    // What the jail sets.
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let maximum = hard.map(|hard| hard.min(4096));
+    let limit = |current| prlimit(process, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    let before = limit(current).current;
+    let debugger = connect(&debugged);
+    sleep(Duration::from_millis(300));
+
+    limit(before);
+
+    assert_eq!(exchange(&debugger, "!", 5), "+$#00");
+    drop(debugger);
+    debugged.ends(Exit::Shutdown);
+}
+
+fn breakpoint_of_a_debugger_that_could_not_clean_up_holds_nobody() {
+    // More output than a pipe holds: mov $70000, %ecx; 1: out ...; loop 1b
+    let write = code::out(0x3f8, b'.');
+    let back = (-(write.len() as i8) - 2).cast_unsigned();
+    let fill = [&[0xb9][..], &70_000u32.to_le_bytes(), &write, &[0xe2, back]].concat();
+    let behind = ENTRY as usize + fill.len();
+    let debugged = Debugged::waiting(&[fill, power_off()].concat(), 1);
+    let debugger = connect(&debugged);
+    assert_eq!(
+        exchange(&debugger, &format!("Z1,{behind:x},1"), 7),
+        "+$OK#9a"
+    );
+    // Answered when the guest stops.
+    exchange(&debugger, "vCont;c", 0);
+    fill_up(&debugged.serial);
+
+    drop(debugger);
+    // Longer than the debugger's thread waits for the vCPU, which is inside of a write.
+    sleep(Duration::from_secs(12));
+    let mut serial = debugged.serial.try_clone().unwrap();
+    let reader = std::thread::spawn(move || serial.read_to_end(&mut Vec::new()).unwrap());
+
+    debugged.ends(Exit::Shutdown);
+    assert_eq!(reader.join().unwrap(), 70_000);
 }
 
 fn guest_that_does_not_wait_runs() {

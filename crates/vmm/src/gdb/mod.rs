@@ -24,7 +24,7 @@ use std::time::Duration;
 use coracle_memory::GuestMemory;
 use gdbstub::stub::{DisconnectReason, GdbStub};
 use kvm_bindings::kvm_debug_exit_arch;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::Exit;
 use crate::ending::Ending;
@@ -36,12 +36,25 @@ use target::{Guest, Session};
 /// How long the debugger's thread may take to end with the machine.
 const END: Duration = Duration::from_secs(1);
 
+/// How long a debugger waits at the socket where there is no descriptor or memory for it.
+const SHORTAGE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
 /// vCPUs that stopped for the debugger, and the machine's end.
 #[derive(Debug)]
 pub(crate) struct Stops {
-    queue: Mutex<VecDeque<(usize, kvm_debug_exit_arch)>>,
+    queue: Mutex<Queue>,
     stopped: OwnedFd,
     ended: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Whether there is a debugger to hear of them.
+    attached: bool,
+    stops: VecDeque<(usize, kvm_debug_exit_arch)>,
 }
 
 /// Makes an eventfd readable. Fails only when its counter is full, and then it is.
@@ -64,17 +77,21 @@ impl Stops {
         })
     }
 
-    /// A vCPU has stopped. It is held, so each is here once at most.
-    pub(crate) fn push(&self, vcpu: usize, exit: kvm_debug_exit_arch) {
+    /// A vCPU has stopped. If there is a debugger `hold` is called, so that each is here once at most. Whether there is.
+    pub(crate) fn push(&self, vcpu: usize, exit: kvm_debug_exit_arch, hold: impl FnOnce()) -> bool {
         let mut queue = self.lock();
-        queue.push_back((vcpu, exit));
-        raise(&self.stopped);
+        if queue.attached {
+            hold();
+            queue.stops.push_back((vcpu, exit));
+            raise(&self.stopped);
+        }
+        queue.attached
     }
 
     fn pop(&self) -> Option<(usize, kvm_debug_exit_arch)> {
         let mut queue = self.lock();
-        let first = queue.pop_front();
-        if queue.is_empty() {
+        let first = queue.stops.pop_front();
+        if queue.stops.is_empty() {
             lower(&self.stopped);
         }
         first
@@ -82,12 +99,25 @@ impl Stops {
 
     fn clear(&self) {
         let mut queue = self.lock();
-        queue.clear();
+        queue.stops.clear();
         lower(&self.stopped);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(usize, kvm_debug_exit_arch)>> {
+    /// From now on there is a debugger, or is none: no vCPU is held for one afterwards.
+    fn attach(&self, attached: bool) {
+        self.lock().attached = attached;
+        self.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits a little for descriptors or memory. Whether the machine ended meanwhile.
+    fn wait_for_resources(&self) -> bool {
+        let mut ended = [PollFd::new(&self.ended, PollFlags::IN)];
+        let polled = poll(&mut ended, Some(&SHORTAGE));
+        polled.is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -152,9 +182,13 @@ impl Gdb {
 
     fn serve(&self, vcpus: &Arc<VcpuGroup>, memory: &GuestMemory, ending: &Ending) {
         while let Ok(Ready::Readable) = wait_for(self.listener.as_fd(), &self.stops, false) {
-            let Ok((socket, _)) = self.listener.accept() else {
+            let socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
                 // The caller has shut the socket down: no debugger will come.
-                break;
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+                // It stays in the queue. The guest's connections take descriptors of the same table.
+                Err(_) if self.stops.wait_for_resources() => break,
+                Err(_) => continue,
             };
             let guest = Guest::attach(
                 Arc::clone(vcpus),

@@ -91,6 +91,7 @@ impl Guest {
             current: 0,
             block_interrupts,
         };
+        guest.stops.attach(true);
         guest.stop_all()?;
         Ok(guest)
     }
@@ -202,15 +203,16 @@ impl Guest {
 /// Lets the machine go on as if there had been no debugger.
 impl Drop for Guest {
     fn drop(&mut self) {
-        // A vCPU that does not leave the guest cannot be helped.
-        if self.stop_all().is_ok() {
-            self.breakpoints.clear(&self.memory);
-            for index in 0..self.vcpus.len() {
-                if let Ok(vcpu) = self.vcpu(index) {
-                    let _ = vcpu.set_debug(&kvm_guest_debug::default());
-                }
+        // A vCPU that does not leave the guest, busy with a device, is held before it runs another instruction. It goes
+        // on with what KVM was told, and puts that right itself when it stops for a debugger that is not there.
+        let _ = self.stop_all();
+        self.breakpoints.clear(&self.memory);
+        for index in 0..self.vcpus.len() {
+            if let Ok(vcpu) = self.vcpu(index) {
+                let _ = vcpu.end_debugging();
             }
         }
+        self.stops.attach(false);
         self.vcpus.release_all(Holder::Debugger);
     }
 }

@@ -67,4 +67,10 @@ impl Vcpu {
             .set_guest_debug(debug)
             .map_err(failed_to("set breakpoints"))
     }
+
+    /// Takes all breakpoints from it. A breakpoint of the guest's own, which KVM may have called it out for, it then meets
+    /// as without a debugger.
+    pub(crate) fn end_debugging(&self) -> Result<(), KvmError> {
+        self.set_debug(&kvm_guest_debug::default())
+    }
 }

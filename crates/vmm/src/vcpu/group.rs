@@ -154,17 +154,17 @@ impl VcpuGroup {
                 index: number,
                 source,
             })?;
-            match (left, &context.stops) {
-                (Left::Held, _) => {}
-                (Left::Ended(exit), _) => return Ok(Some(exit)),
-                (Left::Debug(debug), Some(stops)) => {
-                    self.hold(index..=index, Holder::Debugger);
-                    self.leave(index);
-                    stops.push(index, debug);
-                    continue;
+            match left {
+                Left::Held => {}
+                Left::Ended(exit) => return Ok(Some(exit)),
+                Left::Debug(debug) => {
+                    let hold = || self.hold([index], Holder::Debugger);
+                    let stops = context.stops.as_ref();
+                    if !stops.is_some_and(|stops| stops.push(index, debug, hold)) {
+                        // What a debugger that has gone could not take back. KVM refuses wrong arguments only.
+                        let _ = lock(&seat.vcpu).end_debugging();
+                    }
                 }
-                // Nobody has set a breakpoint.
-                (Left::Debug(_), None) => {}
             }
             self.leave(index);
         }

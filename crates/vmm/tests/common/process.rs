@@ -2,7 +2,7 @@
 
 //! A VMM process and its control socket.
 
-use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, PipeReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -146,5 +146,18 @@ pub fn error_message(events: &[Event]) -> &str {
     match events.last() {
         Some(Event::Error { message }) => message,
         other => panic!("no error, but {other:?}"),
+    }
+}
+
+/// Waits until a guest has filled the pipe, so that its vCPU is inside of a write to it.
+pub fn fill_up(pipe: &PipeReader) {
+    const CAPACITY: u64 = 65536;
+    let begin = Instant::now();
+    while rustix::io::ioctl_fionread(pipe).unwrap() < CAPACITY {
+        assert!(
+            begin.elapsed() < DEADLINE,
+            "the guest does not fill its pipe"
+        );
+        sleep(Duration::from_millis(5));
     }
 }
