@@ -10,7 +10,7 @@ use coracle_virtio::{ActivateError, Active, ActiveQueue, Interrupt, Queue, Queue
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Read, Tap};
+use super::backend::{Read, Tap, TapError};
 use super::features;
 use super::queue::{
     ControlCommand, ControlError, Offloads, ReceiveError, Receiver, Sender, control_answer,
@@ -151,8 +151,7 @@ impl NetWorker {
                 ControlCommand::Filter => true,
                 ControlCommand::Offloads(wanted) => {
                     let offloads = Offloads::to_driver(wanted);
-                    self.pair.receive.receiver.set_offloads(offloads);
-                    self.link.tap.set_offloads(offloads).is_ok()
+                    self.pair.receive.set_offloads(&self.link, offloads).is_ok()
                 }
                 ControlCommand::Unknown => false,
             };
@@ -280,6 +279,13 @@ impl ReceiveQueue {
         let _ = self.kick.read();
     }
 
+    /// Changes what the driver takes. If the tap refuses that everything stays as it was.
+    fn set_offloads(&mut self, link: &Link, offloads: Offloads) -> Result<(), TapError> {
+        link.tap.set_offloads(offloads)?;
+        self.receiver.set_offloads(offloads);
+        Ok(())
+    }
+
     /// Takes chains for the next packet. `false`: the driver has given none, and its next kick tells.
     fn has_room(&mut self) -> Result<bool, ServeError> {
         self.receiver.refill(&mut self.queue)?;
@@ -336,5 +342,39 @@ impl ReceiveQueue {
         }
         self.watches_tap = wanted;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_memory::GuestAddress;
+    use coracle_virtio::testing::{Driver, eventfd, interrupt, memory};
+
+    use super::super::queue::testing::link as pair;
+    use super::*;
+
+    #[test]
+    fn driver_gets_what_it_took_if_the_tap_refuses_a_change() {
+        // No tap, which refuses.
+        let (ours, theirs) = pair();
+        let link = Link::new(Tap::unchecked(ours), [2, 0, 0, 0, 0, 1]);
+        let mut driver = Driver::new(&memory(1 << 20), GuestAddress(0), 1 << 20, 16).unwrap();
+        let active = ActiveQueue {
+            index: RECEIVE,
+            queue: driver.queue(0).unwrap(),
+            kick: eventfd(),
+        };
+        let mut queue = ReceiveQueue::new(active, features::GUEST_CSUM | features::GUEST_TSO4);
+        driver.add(&[], &[1526]).unwrap();
+
+        let changed = queue.set_offloads(&link, Offloads::default());
+
+        assert!(changed.is_err());
+        // A checksum is missing, and it is to be cut.
+        let mut packet = [0; 100];
+        packet[..2].copy_from_slice(&[1, 1]);
+        rustix::io::write(theirs, &packet).unwrap();
+        queue.serve(&link, &interrupt()).unwrap();
+        assert!(driver.used().unwrap().is_some());
     }
 }

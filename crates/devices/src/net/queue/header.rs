@@ -18,7 +18,7 @@ const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
 
 /// Flag: a checksum is yet to be completed.
-const NEEDS_CSUM: u8 = 1;
+pub(super) const NEEDS_CSUM: u8 = 1;
 /// Flag: the checksum was found right.
 const DATA_VALID: u8 = 2;
 

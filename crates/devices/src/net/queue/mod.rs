@@ -16,7 +16,7 @@ pub use receive::{ReceiveError, Received, Receiver, Room};
 pub use transmit::{Outgoing, PacketError, Sender};
 
 #[cfg(test)]
-mod testing {
+pub(super) mod testing {
     use std::os::fd::OwnedFd;
 
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -27,7 +27,7 @@ mod testing {
     pub(super) const HEADER: [u8; HEADER_LEN] = [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0];
 
     /// What keeps packets apart as a tap does: both ends.
-    pub(super) fn link() -> (OwnedFd, OwnedFd) {
+    pub(in super::super) fn link() -> (OwnedFd, OwnedFd) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
     }

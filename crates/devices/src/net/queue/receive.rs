@@ -115,9 +115,11 @@ impl Receiver {
         }
     }
 
-    /// Changes what the driver takes, from the next packet on.
-    pub const fn set_offloads(&mut self, offloads: Offloads) {
+    /// Changes what the driver takes, from the next delivery on: a packet that waits for more buffers is lost if it is
+    /// not taken any more.
+    pub fn set_offloads(&mut self, offloads: Offloads) {
         self.offloads = offloads;
+        self.waiting = self.waiting.filter(|_| self.header.is_within(offloads));
     }
 
     /// Takes chains for the next packet out of `queue`, and delivers a packet that waits for them.
@@ -324,6 +326,7 @@ mod tests {
     use proptest::prelude::*;
     use rstest::rstest;
 
+    use super::super::header::NEEDS_CSUM;
     use super::super::testing::{HEADER, link};
     use super::*;
 
@@ -410,6 +413,33 @@ mod tests {
         let used = guest.used();
         assert_eq!(used.iter().map(Vec::len).collect::<Vec<_>>(), expected);
         assert_eq!(used.concat(), seen);
+    }
+
+    #[rstest]
+    #[case::still_agreed_on(true, Received::Delivered)]
+    #[case::not_any_more(false, Received::Dropped)]
+    fn waiting_packet_is_delivered_if_the_driver_still_takes_it(
+        #[case] checksum: bool,
+        #[case] expected: Received,
+    ) {
+        let mut guest = Guest::new(true);
+        let checksums = |checksum| Offloads {
+            checksum,
+            ..Offloads::default()
+        };
+        guest.receiver.set_offloads(checksums(true));
+        guest.give(vec![vec![60]]);
+        let (mut sent, _) = packet(100, 0);
+        sent[..2].copy_from_slice(&[NEEDS_CSUM, 0]);
+        assert_eq!(guest.receive(&sent), Some(Received::Waiting));
+
+        guest.receiver.set_offloads(checksums(checksum));
+        guest.give(vec![vec![60]]);
+        guest.receiver.refill(&mut guest.queue).unwrap();
+
+        let is_delivered = !guest.used().is_empty();
+        assert_eq!(is_delivered, expected == Received::Delivered);
+        assert!(guest.receiver.room().is_some() || is_delivered);
     }
 
     #[rstest]
