@@ -87,10 +87,7 @@ impl DiskFile {
                 rustix::fs::ioctl_blkpbszget(&file).map_err(examine)?,
             ),
             // A file takes any write; it is the unit of its file system that costs no reading first.
-            false => (
-                SECTOR as u32,
-                u32::try_from(metadata.blksize()).unwrap_or(4096),
-            ),
+            false => (SECTOR as u32, unit(metadata.blksize())),
         };
         lock(&file, read_only)?;
         Ok(Self {
@@ -162,6 +159,13 @@ impl Storage for DiskFile {
             zeroed => Ok(zeroed?),
         }
     }
+}
+
+/// The unit that a disk in a file is organised in. Some file systems say what is best for long transfers instead, up to
+/// MiBs: guests would discard nothing that is smaller.
+fn unit(preferred: u64) -> u32 {
+    const PAGE: u32 = 4096;
+    u32::try_from(preferred).map_or(PAGE, |preferred| preferred.min(PAGE))
 }
 
 /// Calls `step` with how much is done and how much is left until nothing is: system calls may do less than they are

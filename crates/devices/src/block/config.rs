@@ -4,7 +4,7 @@
 
 use coracle_virtio::features;
 
-use super::queue::{MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, Properties, SECTOR};
+use super::queue::{MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, MAX_ZERO_RANGES, Properties, SECTOR};
 
 const SIZE_MAX: u64 = 1 << 1;
 const SEG_MAX: u64 = 1 << 2;
@@ -21,7 +21,7 @@ const WRITE_ZEROES: u64 = 1 << 14;
 pub(super) const QUEUE_SIZE: u16 = 256;
 /// Buffers of data in a request: what a queue holds besides header and status.
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
-/// The most bytes in one buffer: 1 MiB.
+/// The most bytes in one buffer: 128 KiB.
 const SEGMENT_LEN: u32 = MAX_DATA / SEGMENTS;
 
 /// Where the driver's choice of caching is: one byte, 1 for write-back.
@@ -43,7 +43,6 @@ pub(super) fn space(disk: &Properties) -> [u8; LEN] {
     let mut space = [0; LEN];
     let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
     let exponent = physical_block_exponent(disk);
-    let ranges = MAX_RANGES as u32;
 
     put(0, &(disk.size / SECTOR).to_le_bytes());
     put(8, &SEGMENT_LEN.to_le_bytes());
@@ -57,12 +56,12 @@ pub(super) fn space(disk: &Properties) -> [u8; LEN] {
     put(34, &1u16.to_le_bytes());
     if !disk.read_only {
         put(36, &MAX_RANGE_SECTORS.to_le_bytes());
-        put(40, &ranges.to_le_bytes());
+        put(40, &(MAX_RANGES as u32).to_le_bytes());
         // The unit of discarding, in sectors.
         let unit = u64::from(disk.physical_block_size) / SECTOR;
         put(44, &u32::try_from(unit).unwrap_or(1).to_le_bytes());
         put(48, &MAX_RANGE_SECTORS.to_le_bytes());
-        put(52, &ranges.to_le_bytes());
+        put(52, &(MAX_ZERO_RANGES as u32).to_le_bytes());
         put(56, &[1]);
     }
     space
@@ -92,7 +91,7 @@ mod tests {
 
     #[rstest]
     #[case::capacity(0, &[0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0])]
-    #[case::size_max(8, &[0, 0, 0x10, 0])]
+    #[case::size_max(8, &[0, 0, 2, 0])]
     #[case::seg_max(12, &[254, 0, 0, 0])]
     #[case::geometry(16, &[0; 4])]
     #[case::block_size(20, &[0, 2, 0, 0])]
@@ -103,7 +102,7 @@ mod tests {
     #[case::writeback(32, &[1])]
     #[case::queues(34, &[1, 0])]
     #[case::discard(36, &[0, 0, 1, 0, 16, 0, 0, 0, 8, 0, 0, 0])]
-    #[case::write_zeroes(48, &[0, 0, 1, 0, 16, 0, 0, 0, 1])]
+    #[case::write_zeroes(48, &[0, 0, 1, 0, 1, 0, 0, 0, 1])]
     #[case::padding(57, &[0; 3])]
     fn field_is_where_the_standard_puts_it(#[case] offset: usize, #[case] expected: &[u8]) {
         assert_eq!(space(&DISK)[offset..offset + expected.len()], *expected);

@@ -21,6 +21,6 @@ mod queue;
 pub use backend::{DiskError, DiskFile};
 pub use device::{Block, MAX_SERIAL, ROUND, SerialError};
 pub use queue::{
-    Answer, Disk, MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, Properties, Range, Ranges, Refusal,
-    Request, RequestError, SECTOR, Storage, parse, serve,
+    Answer, Disk, MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, MAX_ZERO_RANGES, Properties, Range,
+    Ranges, Refusal, Request, RequestError, SECTOR, Storage, parse, serve,
 };

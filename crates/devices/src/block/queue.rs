@@ -8,13 +8,16 @@ use coracle_virtio::{Chain, Reader, TransferError, Writer};
 
 /// Bytes of a sector, the unit of the protocol whatever the disk's block size is.
 pub const SECTOR: u64 = 512;
-/// The most ranges in one request to discard or to write zeroes.
+/// The most ranges in one request to discard.
 pub const MAX_RANGES: usize = 16;
-/// The most sectors in one such range: 32 MiB. Some storage has to write the zeroes one by one.
+/// The most ranges in one request to write zeroes, which some storage has to write one by one.
+pub const MAX_ZERO_RANGES: usize = 1;
+/// The most sectors in a range: 32 MiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 16;
-/// The most bytes of data in a request: what the driver is told by the largest number of buffers and their largest size.
-/// Buffers may overlap, so that without a bound one chain of 4 GiB would keep the worker busy for seconds.
-pub const MAX_DATA: u32 = 254 << 20;
+/// The most bytes of data in a request, about 32 MiB: what the driver is told by the largest number of buffers and their
+/// largest size. Whoever resets the device or ends the machine waits for a request that is under way; and buffers may
+/// overlap, so that without a bound one chain could have 4 GiB.
+pub const MAX_DATA: u32 = 254 << 17;
 /// The length of a disk's name in the answer to a request for it.
 pub(super) const ID_LEN: usize = 20;
 
@@ -143,7 +146,7 @@ pub struct Range {
     pub unmap: bool,
 }
 
-/// The ranges of one request: at most [`MAX_RANGES`].
+/// The ranges of one request: at most [`MAX_RANGES`], or [`MAX_ZERO_RANGES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ranges {
     list: [Range; MAX_RANGES],
@@ -185,7 +188,9 @@ pub enum Refusal {
         len: u64,
     },
     /// Ranges that are cut off, none or too many.
-    #[error("a request has {0} bytes of ranges, not 1 to {MAX_RANGES} times {RANGE_LEN}")]
+    #[error(
+        "a request has {0} bytes of ranges of {RANGE_LEN} bytes: a part of one, none or too many"
+    )]
     Ranges(usize),
     /// A range that is longer than the driver was told.
     #[error("a request has a range of {0} sectors, more than {MAX_RANGE_SECTORS}")]
@@ -278,10 +283,13 @@ pub fn parse(chain: &Chain, disk: &Disk) -> Result<Request, Refusal> {
         }
         TYPE_FLUSH => Ok(Request::Flush),
         TYPE_GET_ID => Ok(Request::GetId),
-        TYPE_DISCARD if !disk.read_only => Ok(Request::Discard(ranges(&mut reader, disk, 0)?)),
+        TYPE_DISCARD if !disk.read_only => {
+            Ok(Request::Discard(ranges(&mut reader, disk, MAX_RANGES, 0)?))
+        }
         TYPE_WRITE_ZEROES if !disk.read_only => Ok(Request::WriteZeroes(ranges(
             &mut reader,
             disk,
+            MAX_ZERO_RANGES,
             RANGE_UNMAP,
         )?)),
         _ => Err(Refusal::Type(kind)),
@@ -404,10 +412,15 @@ fn inside(sector: u64, len: u64, disk: &Disk) -> Result<u64, Refusal> {
     }
 }
 
-fn ranges(reader: &mut Reader<'_>, disk: &Disk, flags_allowed: u32) -> Result<Ranges, Refusal> {
+fn ranges(
+    reader: &mut Reader<'_>,
+    disk: &Disk,
+    most: usize,
+    flags_allowed: u32,
+) -> Result<Ranges, Refusal> {
     let len = reader.remaining();
     let count = len / RANGE_LEN;
-    if !len.is_multiple_of(RANGE_LEN) || count == 0 || count > MAX_RANGES {
+    if !len.is_multiple_of(RANGE_LEN) || count == 0 || count > most.min(MAX_RANGES) {
         return Err(Refusal::Ranges(len));
     }
     let mut ranges = Ranges::default();

@@ -5,7 +5,9 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use coracle_devices::block::{Block, DiskError, DiskFile, SerialError};
 use thiserror::Error;
@@ -15,6 +17,9 @@ use crate::ending::Ending;
 use crate::event_loop::EventLoop;
 use crate::filters::Filter;
 use crate::{EventLoopError, Exit, Fault};
+
+/// For how long the threads are waited for when the machine has ended: storage may take as long as it likes.
+const END: Duration = Duration::from_secs(2);
 
 /// A disk that cannot be made.
 #[derive(Debug, Error)]
@@ -41,9 +46,12 @@ pub(super) fn make(
     Ok((device, EventLoop::new(Arc::clone(ending))?))
 }
 
-/// The threads that serve disks. Dropping them ends the machine, if it has not ended, and waits for what they do.
+/// The threads that serve disks. Dropping them ends the machine, if it has not ended, and waits a little for what they do.
+/// A thread that does not end is left alone; it keeps what it uses.
 pub(crate) struct DiskThreads {
     threads: Vec<JoinHandle<()>>,
+    /// Each thread has the other end.
+    gone: Receiver<()>,
     ending: Arc<Ending>,
 }
 
@@ -59,12 +67,15 @@ impl DiskThreads {
         ending: Arc<Ending>,
     ) -> std::io::Result<Self> {
         let filter = filter.map(Arc::new);
+        let (alive, gone) = channel();
         let mut threads = Self {
             threads: Vec::with_capacity(loops.len()),
+            gone,
             ending: Arc::clone(&ending),
         };
         for (index, mut event_loop) in loops.into_iter().enumerate() {
             let (filter, ending) = (filter.clone(), Arc::clone(&ending));
+            let alive = alive.clone();
             let thread = Builder::new()
                 .name(format!("disk {index}"))
                 .spawn(move || {
@@ -76,6 +87,7 @@ impl DiskThreads {
                     if let Err(fault) = served {
                         ending.report(Err(fault));
                     }
+                    drop((event_loop, alive));
                 })?;
             threads.threads.push(thread);
         }
@@ -86,9 +98,54 @@ impl DiskThreads {
 impl Drop for DiskThreads {
     fn drop(&mut self) {
         self.ending.report(Ok(Exit::Stopped));
+        let all_end = self.gone.recv_timeout(END) != Err(RecvTimeoutError::Timeout);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
+            if all_end || thread.is_finished() {
+                // A thread that panicked has said so.
+                let _ = thread.join();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Sender;
+    use std::time::Instant;
+
+    use event_manager::{EventOps, Events, MutEventSubscriber};
+
+    use super::*;
+
+    /// Says that it is busy, and is until the other end of its channel is dropped.
+    struct Hanging(Sender<()>, Receiver<()>);
+
+    impl MutEventSubscriber for Hanging {
+        fn init(&mut self, _: &mut EventOps<'_>) {
+            self.0.send(()).unwrap();
+            let _ = self.1.recv();
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps<'_>) {}
+    }
+
+    #[test]
+    fn disk_that_hangs_does_not_keep_the_machine() {
+        let ending = Arc::new(Ending::new().unwrap());
+        let event_loop = EventLoop::new(Arc::clone(&ending)).unwrap();
+        let workers = event_loop.workers();
+        let threads = DiskThreads::start(vec![event_loop], None, ending).unwrap();
+        let (hangs, until) = channel();
+        let (busy, is_busy) = channel();
+        let worker = Box::new(Hanging(busy, until));
+        let vcpu = std::thread::spawn(move || workers.start(worker).is_ok());
+        is_busy.recv().unwrap();
+        let begun = Instant::now();
+
+        drop(threads);
+
+        assert!(begun.elapsed() < 3 * END, "{:?}", begun.elapsed());
+        drop(hangs);
+        vcpu.join().unwrap();
     }
 }

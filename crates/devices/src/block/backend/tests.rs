@@ -45,6 +45,15 @@ fn file_has_its_size_and_its_file_systems_block() {
 }
 
 #[rstest]
+#[case::sectors(512, 512)]
+#[case::pages(4096, 4096)]
+#[case::network(1 << 20, 4096)]
+#[case::more_than_a_disk_can_tell(u64::MAX, 4096)]
+fn unit_of_a_file_is_a_page_at_most(#[case] preferred: u64, #[case] expected: u32) {
+    assert_eq!(unit(preferred), expected);
+}
+
+#[rstest]
 #[case::empty(0)]
 #[case::less_than_a_sector(511)]
 #[case::part_of_a_sector(1025)]

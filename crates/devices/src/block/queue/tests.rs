@@ -206,24 +206,24 @@ fn serial_number_is_told_as_far_as_there_is_room(#[case] room: u32, #[case] told
     assert_eq!(status(&chain), STATUS_OK);
 }
 
-#[test]
-fn ranges_are_zeroed_each_in_its_way() {
-    let request = [
-        header(TYPE_WRITE_ZEROES, 0),
-        range(1, 2, 0),
-        range(4, 1, RANGE_UNMAP),
-        range(8, 0, 0),
-    ]
-    .concat();
+#[rstest]
+#[case::written((1, 2, 0), "zero", 512..1536)]
+#[case::given_back((4, 1, RANGE_UNMAP), "unmap", 2048..2560)]
+#[case::nothing((8, 0, 0), "zero", 0..0)]
+fn range_is_zeroed_in_its_way(
+    #[case] (sector, sectors, flags): (u64, u32, u32),
+    #[case] call: &str,
+    #[case] zeroed: std::ops::Range<usize>,
+) {
+    let request = [header(TYPE_WRITE_ZEROES, 0), range(sector, sectors, flags)].concat();
     let chain = chain(&[&request], &[1]);
     let disk = InMemory::new();
 
     serve(&chain, &DISK, &disk, false).outcome.unwrap();
 
-    assert_eq!(disk.calls(), ["zero", "unmap", "zero"]);
+    assert_eq!(disk.calls(), [call]);
     let mut expected = InMemory::new().bytes();
-    expected[512..1536].fill(0);
-    expected[2048..2560].fill(0);
+    expected[zeroed].fill(0);
     assert_eq!(disk.bytes(), expected);
 }
 
@@ -244,7 +244,8 @@ fn ranges_are_zeroed_each_in_its_way() {
 #[case::too_many_ranges(&DISK, [header(TYPE_DISCARD, 0), range(0, 1, 0).repeat(17)].concat(), STATUS_IO_ERROR)]
 #[case::range_past_the_end(&DISK, [header(TYPE_DISCARD, 0), range(7, 2, 0)].concat(), STATUS_IO_ERROR)]
 #[case::wrapping_range(&DISK, [header(TYPE_WRITE_ZEROES, 0), range(u64::MAX, 1, 0)].concat(), STATUS_IO_ERROR)]
-#[case::second_range_past_the_end(&DISK, [header(TYPE_WRITE_ZEROES, 0), range(0, 1, 0), range(9, 1, 0)].concat(), STATUS_IO_ERROR)]
+#[case::second_range_past_the_end(&DISK, [header(TYPE_DISCARD, 0), range(0, 1, 0), range(9, 1, 0)].concat(), STATUS_IO_ERROR)]
+#[case::second_range_of_zeroes(&DISK, [header(TYPE_WRITE_ZEROES, 0), range(0, 1, 0), range(1, 1, 0)].concat(), STATUS_IO_ERROR)]
 #[case::endless_range(&DISK, [header(TYPE_WRITE_ZEROES, 0), range(0, u32::MAX, 0)].concat(), STATUS_IO_ERROR)]
 #[case::discard_with_unmap(&DISK, [header(TYPE_DISCARD, 0), range(0, 1, 1)].concat(), STATUS_UNSUPPORTED)]
 #[case::unknown_flag(&DISK, [header(TYPE_WRITE_ZEROES, 0), range(0, 1, 2)].concat(), STATUS_UNSUPPORTED)]
