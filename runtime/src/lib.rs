@@ -7,6 +7,9 @@
 //! One executable with several roles, so that their text pages are shared. What a person types is
 //! in `cli`; the roles that `coracle` starts for itself are in `roles`.
 
+// A macro that panics where standard error takes nothing is not for those who run containers: `log::tell` is.
+#![deny(clippy::print_stderr)]
+
 mod check;
 mod cli;
 mod command;
@@ -28,7 +31,6 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use printable::printable;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Exit status of `coracle` for failures of its own, as opposed to the container's: the number
@@ -99,6 +101,6 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("coracle: {}", printable(&format!("{error:#}")));
+    log::tell_failure(error);
     ExitCode::from(EXIT_FAILURE)
 }

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use coracle_virtiofs::passthrough::FsConfig;
 use coracle_virtiofs::role::RoleConfig;
 
+use crate::log;
+
 /// What a process of a run does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -63,7 +65,7 @@ fn serve_files() -> ExitCode {
     match coracle_virtiofs::role::main(None, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coracle: {:#}", anyhow::Error::new(error));
+            log::tell_failure(&anyhow::Error::new(error));
             ExitCode::FAILURE
         }
     }

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::reach::{connect, containers};
 use crate::cli::{ConsoleArguments, Directories};
 use crate::control::{Answer, Request};
+use crate::log;
 use crate::terminal::Keeper;
 
 /// The key that leaves: Ctrl-].
@@ -40,7 +41,7 @@ pub fn console(directories: &Directories, arguments: &ConsoleArguments) -> Resul
     };
     let mut keyboard = Some(UnixStream::from(keyboard));
     if let Some(keeper) = &keeper {
-        eprintln!("Ctrl-] leaves the console.");
+        log::tell("Ctrl-] leaves the console.");
         keeper.make_raw()?;
     }
     loop {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::reach::{connect, containers};
 use crate::cli::{Directories, ExecArguments};
 use crate::control::{Answer, Connection, Exec, Request, Size};
+use crate::log;
 use crate::output::{Output, Sink, Stream, start_input};
 use crate::printable::printable;
 use crate::run::{Forwarding, with_values};
@@ -114,7 +115,7 @@ fn failed(answer: Option<Answer>) -> Result<u8> {
     match answer {
         Some(Answer::Failed { message, status }) => match status {
             Some(status) => {
-                eprintln!("coracle: {}", printable(&message));
+                log::tell(format_args!("coracle: {}", printable(&message)));
                 Ok(status)
             }
             None => Err(anyhow!(printable(&message))),

@@ -11,6 +11,7 @@ use crate::EXIT_FAILURE;
 use crate::cli::Directories;
 use crate::container::{Containers, Found, Places, State};
 use crate::control::{Answer, Connection, Request};
+use crate::log;
 use crate::printable::printable;
 
 /// How long the process that runs a container may take to answer; the guest may hang.
@@ -104,7 +105,7 @@ pub fn each(names: &[String], act: impl Fn(&str) -> Result<()>) -> Result<u8> {
         match act(name) {
             Ok(()) => println!("{name}"),
             Err(error) => {
-                eprintln!("coracle: {}", printable(&format!("{error:#}")));
+                log::tell_failure(&error);
                 status = EXIT_FAILURE;
             }
         }

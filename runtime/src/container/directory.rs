@@ -17,6 +17,7 @@ use super::janitor::Janitor;
 use super::removal::remove_tree;
 use super::{Id, Name, Record, Status};
 use crate::cli::Directories;
+use crate::log;
 
 /// Age from which a directory without a lock is nobody's: a run that is just being made has one for a moment.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -85,7 +86,9 @@ impl Places {
                 continue;
             }
             if let Err(error) = self.clear(&id) {
-                eprintln!("coracle: cannot clear up after container {id}: {error:#}");
+                log::tell(format_args!(
+                    "coracle: cannot clear up after container {id}: {error:#}"
+                ));
             }
         }
     }
@@ -258,10 +261,10 @@ impl Drop for RunDirectory {
         let share = self.share();
         let cleared = crate::run::detach(&share).and_then(|()| self.pair.clear());
         if let Err(error) = cleared {
-            eprintln!(
+            log::tell(format_args!(
                 "coracle: cannot clear up after container {}: {error}",
                 self.id
-            );
+            ));
         }
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use coracle_registry::credentials::{Credentials, Secret};
 
 use crate::cli::Login;
+use crate::log;
 use crate::terminal::Keeper;
 
 /// The most bytes of a password; tokens that stand in for one are long.
@@ -42,10 +43,10 @@ fn ask(user: &str) -> Result<Secret> {
     if let Some(keeper) = &keeper {
         keeper.hide_typing()?;
     }
-    eprint!("Password of {}: ", user.escape_debug());
+    log::prompt(format_args!("Password of {}: ", user.escape_debug()));
     let password = read_line(io::stdin().lock());
     drop(keeper);
-    eprintln!();
+    log::tell("");
     password
 }
 

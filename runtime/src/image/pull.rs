@@ -14,6 +14,7 @@ use super::progress::Pulling;
 use crate::cli::{Directories, PullArguments};
 use crate::command::bytes;
 use crate::config::Config;
+use crate::log;
 
 /// Gets an image from a registry into the store, and unpacks it.
 pub fn pull(directories: &Directories, config: &Config, arguments: &PullArguments) -> Result<u8> {
@@ -52,7 +53,7 @@ pub fn fetch(store: &Store, options: Options, name: &Name) -> Result<StoredImage
     let what = || format!("cannot pull the image {familiar}");
     let silent = !io::stderr().is_terminal();
     if silent {
-        eprintln!("pulling {familiar} from {}", name.registry());
+        log::tell(format_args!("pulling {familiar} from {}", name.registry()));
     }
     let receiving = store.receive()?;
     let progress = Pulling::new();
@@ -65,7 +66,7 @@ pub fn fetch(store: &Store, options: Options, name: &Name) -> Result<StoredImage
         .with_context(what)?;
     let amount = bytes(progress.pulled());
     drop(progress);
-    eprintln!("pulled {familiar}: {amount}");
+    log::tell(format_args!("pulled {familiar}: {amount}"));
     Ok(stored)
 }
 

@@ -56,7 +56,6 @@ use self::origin::Tree;
 use self::outputs::Outputs;
 use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
-use crate::EXIT_FAILURE;
 use crate::cli::{Directories, RunArguments};
 use crate::config::Config;
 use crate::container::{Places, Record, RunDirectory, Status, Time};
@@ -65,6 +64,7 @@ use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Sink, Stream, start_input};
 use crate::printable::{printable, shortened};
 use crate::terminal::Keeper;
+use crate::{EXIT_FAILURE, log};
 
 pub use self::listeners::through_descriptor;
 pub use self::mounts::detach;
@@ -127,7 +127,7 @@ fn check(directories: &Directories, config: &Config, arguments: &RunArguments) -
 /// The exit status that tells an error which is the container's or the user's own; the message goes with it.
 fn status_of(error: &Error) -> Option<u8> {
     if let Some(failed) = error.downcast_ref::<CommandFailed>() {
-        eprintln!("coracle: {}", printable(&failed.to_string()));
+        log::tell(format_args!("coracle: {}", printable(&failed.to_string())));
         return Some(failed.status);
     }
     let Interrupted(signal) = error.downcast_ref()?;

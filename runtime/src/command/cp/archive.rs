@@ -16,6 +16,7 @@ use super::entry::Attributes;
 use super::files::{Ownership, create, make_directory, put_link};
 use super::root::Root;
 use super::walk::Receiver;
+use crate::log;
 use crate::printable::printable;
 
 /// An archive that is written. Whose the files are stays in it.
@@ -151,10 +152,10 @@ impl Extraction<'_> {
                 linkat(&directory, other, parent, name, AtFlags::empty())?;
             }
             EntryType::XGlobalHeader => {}
-            _ => eprintln!(
+            _ => log::tell(format_args!(
                 "coracle: {} is left out: it is no file, directory or link",
                 printable(&path.to_string_lossy())
-            ),
+            )),
         }
         Ok(())
     }

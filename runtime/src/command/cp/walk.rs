@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::Dir;
 
 use super::entry::{Attributes, Entry, Kind};
+use crate::log;
 use crate::printable::printable;
 
 /// The most directories in each other: each takes descriptors, and a guest can nest them without end.
@@ -104,7 +105,10 @@ impl Walk<'_> {
             (Kind::File, Some(name)) => self.receiver.file(name, attributes, &entry.read()?),
             (Kind::Link, Some(name)) => self.receiver.link(name, attributes, &entry.target()?),
             (Kind::Special(kind), _) => {
-                eprintln!("coracle: {} is left out: it is {kind}", shown(path));
+                log::tell(format_args!(
+                    "coracle: {} is left out: it is {kind}",
+                    shown(path)
+                ));
                 Ok(())
             }
             (Kind::File | Kind::Link, None) => Ok(()),

@@ -25,6 +25,7 @@ use super::listeners::{Shape, StreamListeners, StreamPorts};
 use super::machine::Machine;
 use super::signals::Forwarding;
 use crate::control::{Listener, Size};
+use crate::log;
 use crate::printable::printable;
 use crate::terminal;
 
@@ -266,7 +267,9 @@ fn resize_request(exec: &str, size: Size) -> ResizeTerminalRequest {
 
 fn report(signal: i32, error: &Error) {
     let reason = printable(&format!("{error:#}"));
-    eprintln!("coracle: cannot send signal {signal} to the container: {reason}");
+    log::tell(format_args!(
+        "coracle: cannot send signal {signal} to the container: {reason}"
+    ));
 }
 
 /// What a session's descriptor is, for the loop's wait.
