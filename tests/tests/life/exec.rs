@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Commands that are executed in a running container.
 
+use std::time::{Duration, Instant};
+
 use coracle_tests::{Finished, Host, Image};
 use rstest::rstest;
 
@@ -116,6 +118,26 @@ fn signals_go_through_to_the_command() {
     let run = run.finish().expect(9);
     assert_eq!(run.text(), "got it");
     host.run(&["rm", "-f", "c"]).expect(0);
+}
+
+#[rstest]
+#[case::silent("sleep 1000 & echo started; exit 3")]
+#[case::talking("(while echo again; do sleep 1; done) & echo started; exit 3")]
+fn command_is_not_held_up_by_what_it_leaves_in_the_background(#[case] script: &str) {
+    let host = Host::with_shared_images();
+    start(&host, "c", Image::BUSYBOX, FOREVER);
+    let began = Instant::now();
+
+    let run = exec(&host, &["c", "sh", "-c", script]).expect(3);
+
+    assert!(run.text().contains("started"), "{}", run.text());
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    host.run(&["rm", "-f", "c"]).expect(0);
+    host.assert_clean();
 }
 
 #[test]

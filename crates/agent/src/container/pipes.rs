@@ -7,8 +7,10 @@
 //! Nothing is lost on the way: [`Pipes::drain`] returns once all output has been handed over, and only then is
 //! the end of the process reported. An end of file travels both ways: the last writer that closes a pipe shuts the
 //! stream to the host down, and a host that shuts its end down closes the process' standard input.
+//!
+//! The streams end with their process, as a terminal does: what it leaves in the background finds its output closed, and
+//! holds neither the host nor threads here.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -42,6 +45,8 @@ pub struct Pipes {
     pumped: Vec<Output>,
     /// Tells the input's pump to end once what has arrived is delivered.
     close_stdin: Option<OwnedFd>,
+    /// Tells all pumps that these are the process' last words.
+    end: Arc<OwnedFd>,
 }
 
 /// An output that is pumped, or was.
@@ -72,6 +77,7 @@ impl Pipes {
             outputs: Arc::default(),
             pumped: Vec::new(),
             close_stdin: None,
+            end: Arc::new(event()?),
         };
         let stdin = match host.stdin {
             None => null()?,
@@ -96,15 +102,15 @@ impl Pipes {
     /// Ends the standard input once what has arrived from the host is delivered.
     pub fn close_stdin(&self) {
         if let Some(event) = &self.close_stdin {
-            // It can fail only if it was told so 2^64 times before.
-            let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+            tell(event);
         }
     }
 
-    /// Waits until all that the process has written is with the host. To be called when it has ended.
+    /// Waits until all that the process has written is with the host, and ends the streams. To be called when the process
+    /// has ended.
     ///
-    /// An output that another process holds open, one that was left in the background for example, does not end. It is
-    /// given up when nothing is left in its pipe, or as much has been moved as could be in it.
+    /// An output that another process holds open, one that was left in the background for example, does not end by itself.
+    /// It is given up when nothing is left in its pipe, or as much has been moved as could be in it.
     pub fn drain(&self) {
         let bounds: Vec<_> = self.pumped.iter().map(Output::bound).collect();
         let mut idle = 0;
@@ -128,15 +134,22 @@ impl Pipes {
                 0
             };
         }
+        tell(&self.end);
+        // Each has no more to do than to hand over what it holds.
+        let ended = self
+            .outputs
+            .one_ended
+            .wait_while(running, |running| *running > 0);
+        drop(ended.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn start_input(&mut self, stream: OwnedFd) -> io::Result<OwnedFd> {
         let (process, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        let close = rustix::io::fcntl_dupfd_cloexec(&event, 0)?;
-        spawn("stdin", move || {
-            pump_input(&stream, &File::from(ours), &event)
-        })?;
+        rustix::fs::fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+        let close = event()?;
+        let told = rustix::io::fcntl_dupfd_cloexec(&close, 0)?;
+        let end = Arc::clone(&self.end);
+        spawn("stdin", move || pump_input(&stream, &ours, [&told, &end]))?;
         self.close_stdin = Some(close);
         Ok(process)
     }
@@ -149,10 +162,10 @@ impl Pipes {
             pipe: Arc::downgrade(&ours),
             moved: Arc::clone(&moved),
         });
-        let outputs = Arc::clone(&self.outputs);
+        let (outputs, end) = (Arc::clone(&self.outputs), Arc::clone(&self.end));
         *lock(&outputs.running) += 1;
         let started = spawn(name, move || {
-            pump_output(&ours, &stream, &moved);
+            pump_output(&ours, &stream, &end, &moved);
             drop(ours);
             *lock(&outputs.running) -= 1;
             outputs.one_ended.notify_all();
@@ -162,6 +175,22 @@ impl Pipes {
         }
         started.map(|()| process)
     }
+}
+
+impl Drop for Pipes {
+    /// Whoever is forgotten, however that came, has no streams any more.
+    fn drop(&mut self) {
+        tell(&self.end);
+    }
+}
+
+fn event() -> io::Result<OwnedFd> {
+    Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)
+}
+
+fn tell(event: &OwnedFd) {
+    // It can fail only if it was told so 2^64 times before.
+    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
 }
 
 impl Output {
@@ -192,11 +221,14 @@ pub(super) fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> io::Res
         .map(drop)
 }
 
-/// Moves all that is written to `pipe` to `stream`, and then tells the host that this was all. Ends early if the host is gone.
-fn pump_output(pipe: &OwnedFd, stream: &OwnedFd, moved: &AtomicU64) {
-    let result = match splice_all(pipe, stream, moved) {
+/// Moves all that is written to `pipe` to `stream`, until the last writer closes it or `end` says that what is in it now is
+/// the last, and then tells the host that this was all. Ends early if the host is gone.
+fn pump_output(pipe: &OwnedFd, stream: &OwnedFd, end: &OwnedFd, moved: &AtomicU64) {
+    let result = match move_all(pipe, end, moved, |room| splice(pipe, stream, room)) {
         // The kernel cannot splice to this kind of stream.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => copy_all(pipe, stream, moved),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+            move_all(pipe, end, moved, |room| copy(pipe, stream, room))
+        }
         result => result,
     };
     if result.is_ok() {
@@ -205,30 +237,54 @@ fn pump_output(pipe: &OwnedFd, stream: &OwnedFd, moved: &AtomicU64) {
     }
 }
 
-fn splice_all(pipe: &OwnedFd, stream: &OwnedFd, moved: &AtomicU64) -> Result<(), Errno> {
-    loop {
-        match rustix::pipe::splice(pipe, None, stream, None, CHUNK, SpliceFlags::MOVE) {
+/// Calls `move_piece`, which moves so many bytes out of `pipe` at most, until there are no more, or after `end` no more than
+/// a pipe holds.
+fn move_all(
+    pipe: &OwnedFd,
+    end: &OwnedFd,
+    moved: &AtomicU64,
+    mut move_piece: impl FnMut(usize) -> Result<usize, Errno>,
+) -> Result<(), Errno> {
+    let mut left = None;
+    while left != Some(0) {
+        let mut ready = [
+            PollFd::new(pipe, PollFlags::IN),
+            PollFd::new(end, PollFlags::IN),
+        ];
+        let ready = match left {
+            None => &mut ready[..],
+            Some(_) => &mut ready[..1],
+        };
+        match rustix::event::poll(ready, left.map(|_| &NO_TIME)) {
             Ok(0) => return Ok(()),
-            Ok(length) => count(moved, length),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+            Err(Errno::INTR) => continue,
+            result => drop(result?),
         }
-    }
-}
-
-fn copy_all(from: &OwnedFd, to: &OwnedFd, moved: &AtomicU64) -> Result<(), Errno> {
-    let mut buffer = [0; BUFFER];
-    loop {
-        match rustix::io::read(from, &mut buffer) {
+        if ready[0].revents().is_empty() {
+            left = Some(rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(CHUNK));
+            continue;
+        }
+        match move_piece(left.unwrap_or(CHUNK).min(CHUNK)) {
             Ok(0) => return Ok(()),
             Ok(length) => {
-                write_all(to, &buffer[..length])?;
                 count(moved, length);
+                left = left.map(|left| left.saturating_sub(length));
             }
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+fn splice(pipe: &OwnedFd, stream: &OwnedFd, room: usize) -> Result<usize, Errno> {
+    rustix::pipe::splice(pipe, None, stream, None, room, SpliceFlags::MOVE)
+}
+
+fn copy(pipe: &OwnedFd, stream: &OwnedFd, room: usize) -> Result<usize, Errno> {
+    let mut buffer = [0; BUFFER];
+    let length = rustix::io::read(pipe, &mut buffer[..room.min(BUFFER)])?;
+    write_all(stream, &buffer[..length]).map(|()| length)
 }
 
 fn count(moved: &AtomicU64, length: usize) {
@@ -246,45 +302,51 @@ fn write_all(to: impl AsFd, mut data: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Moves all that comes from `stream` to `pipe`, until the host has no more, nobody reads any more, or `close` says that what
-/// has arrived by now is the last. Dropping the pipe then tells the container.
-fn pump_input(stream: &OwnedFd, pipe: &File, close: &OwnedFd) {
+/// Moves all that comes from `stream` to `pipe`, until the host has no more, nobody reads any more, or the first of `events`
+/// says that what has arrived by now is the last, or the second that there is nobody to read it. Dropping the pipe then
+/// tells the container.
+fn pump_input(stream: &OwnedFd, pipe: &OwnedFd, events: [&OwnedFd; 2]) {
     // Either end may go at any time; the other learns of it as this one's descriptors are closed.
-    let _ = copy_input(stream, pipe, close);
+    let _ = copy_input(stream, pipe, events);
     let _ = rustix::net::shutdown(stream, Shutdown::Both);
 }
 
-fn copy_input(stream: &OwnedFd, pipe: &File, close: &OwnedFd) -> Result<(), Errno> {
+fn copy_input(stream: &OwnedFd, pipe: &OwnedFd, [close, end]: [&OwnedFd; 2]) -> Result<(), Errno> {
     let mut buffer = [0; BUFFER];
+    // What has come of the host and is not in the pipe yet.
+    let mut held = 0..0;
     let mut closing = false;
     loop {
+        let when = |condition, flags| if condition { flags } else { PollFlags::empty() };
         let mut ready = [
+            // Reports in any case that nobody reads the pipe.
+            PollFd::new(pipe, when(!held.is_empty(), PollFlags::OUT)),
+            PollFd::new(close, when(!closing, PollFlags::IN)),
+            PollFd::new(end, PollFlags::IN),
+            // Reports in any case that the host is gone, which can wait until what it sent is in the pipe.
             PollFd::new(stream, PollFlags::IN),
-            // Reports errors alone: that nobody reads the pipe.
-            PollFd::new(pipe, PollFlags::empty()),
-            PollFd::new(
-                close,
-                if closing {
-                    PollFlags::empty()
-                } else {
-                    PollFlags::IN
-                },
-            ),
         ];
-        let timeout = closing.then_some(&NO_TIME);
-        match rustix::event::poll(&mut ready, timeout) {
+        let polled = if held.is_empty() { 4 } else { 3 };
+        let timeout = (closing && held.is_empty()).then_some(&NO_TIME);
+        match rustix::event::poll(&mut ready[..polled], timeout) {
             Ok(0) => return Ok(()),
             Err(Errno::INTR) => continue,
             result => drop(result?),
         }
-        let [from_host, to_container, close_event] = ready.map(|ready| ready.revents());
-        if !to_container.is_empty() {
+        let [to_container, close_event, end_event, from_host] = ready.map(|it| it.revents());
+        if !end_event.is_empty() || to_container.intersects(PollFlags::ERR) {
             return Ok(());
         }
-        if !from_host.is_empty() {
+        if to_container.contains(PollFlags::OUT) {
+            match rustix::io::write(pipe, &buffer[held.clone()]) {
+                Ok(written) => held.start += written,
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error),
+            }
+        } else if !from_host.is_empty() {
             match rustix::io::read(stream, &mut buffer) {
                 Ok(0) => return Ok(()),
-                Ok(length) => write_all(pipe, &buffer[..length])?,
+                Ok(length) => held = 0..length,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
@@ -306,6 +368,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
@@ -350,7 +413,10 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         File::from(writer).write_all(b"hello").unwrap();
 
-        copy_all(&reader, &agent, &AtomicU64::new(0)).unwrap();
+        move_all(&reader, &event().unwrap(), &AtomicU64::new(0), |room| {
+            copy(&reader, &agent, room)
+        })
+        .unwrap();
         drop(agent);
 
         assert_eq!(read_all(host), b"hello");
@@ -420,6 +486,47 @@ mod tests {
         });
 
         finished.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn output_that_is_given_up_ends_at_both_ends() {
+        let (host, agent) = stream_pair();
+        let (streams, ends) = Pipes::start(HostStreams {
+            stdout: Some(agent),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        let mut held = File::from(ends.stdout);
+        held.write_all(b"last words").unwrap();
+
+        streams.drain();
+
+        assert_eq!(read_all(host), b"last words");
+        let error = held.write_all(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn forgotten_process_leaves_no_streams_though_others_hold_its_ends() {
+        let [(mut input, stdin), (output, stdout)] = [stream_pair(), stream_pair()];
+        let (streams, _held) = Pipes::start(HostStreams {
+            stdin: Some(stdin),
+            stdout: Some(stdout),
+            ..HostStreams::default()
+        })
+        .unwrap();
+        // More than anybody reads.
+        input.write_all(&[b'x'; 2 * CHUNK]).unwrap();
+
+        drop(streams);
+
+        // What it has not read is reset.
+        let end = input.read(&mut [0]).or_else(|error| match error.kind() {
+            io::ErrorKind::ConnectionReset => Ok(0),
+            _ => Err(error),
+        });
+        assert_eq!(end.unwrap(), 0);
+        assert!(read_all(output).is_empty());
     }
 
     #[test]
