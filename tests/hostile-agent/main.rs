@@ -44,6 +44,7 @@ fn in_a_container() -> io::Result<()> {
     match what.as_deref() {
         Some("open files") => files::open_many(&place),
         Some("call") => vsock::call_all(),
+        Some("take streams") => vsock::take_streams(),
         Some("swap links") => files::swap(&place, &words.next().unwrap_or_default()),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }

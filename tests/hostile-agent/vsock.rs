@@ -50,6 +50,19 @@ pub fn call_all() -> io::Result<()> {
     Ok(())
 }
 
+/// Calls the host's ports beside those of the container's own streams, for ever, and has something to say to whoever
+/// takes the call.
+pub fn take_streams() -> io::Result<()> {
+    println!("calling");
+    loop {
+        for port in 2000..2100 {
+            if let Ok(mut stream) = connect(port) {
+                stream.write_all(b"taken\n")?;
+            }
+        }
+    }
+}
+
 /// Lets reads of `stream` fail after a second.
 fn time_out(stream: &File) -> io::Result<()> {
     let second = libc::timeval {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use coracle_agent_api::{AGENT_PORT, Client, Hello, READY_PORT};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::guest::Guest;
 use super::patience::Patience;
@@ -25,8 +26,10 @@ const ANSWER: usize = 32;
 /// Connections of the guest that may wait to be accepted, besides one that is.
 const WAITING: i32 = 1;
 
-/// The first of the host's ports for the streams of processes.
+/// The first of the host's ports for the streams of a container's first process.
 const FIRST_STREAM: u32 = 2000;
+/// The ports of further processes have the highest bit, so that none of them is another's.
+const FURTHER_STREAMS: u32 = 1 << 31;
 
 /// The host's ports for one process's standard streams.
 #[derive(Clone, Copy, Debug)]
@@ -45,15 +48,27 @@ pub struct Shape {
 }
 
 impl StreamPorts {
-    /// The ports of the `number`th process of a run.
-    pub fn of_process(number: u32, shape: Shape) -> Self {
-        // A run comes to its end before its numbers do.
-        let first = FIRST_STREAM.saturating_add(number.saturating_mul(3));
+    /// The ports of a container's first process: nothing in the guest can be there before it.
+    pub fn of_first(shape: Shape) -> Self {
         Self {
-            stdin: shape.stdin.then_some(first),
-            stdout: first.saturating_add(1),
-            stderr: (!shape.terminal).then_some(first.saturating_add(2)),
+            stdin: shape.stdin.then_some(FIRST_STREAM),
+            stdout: FIRST_STREAM + 1,
+            stderr: (!shape.terminal).then_some(FIRST_STREAM + 2),
         }
+    }
+
+    /// Ports of a further process. Any process of the container can connect to the host's ports, and who is there before
+    /// the agent would have the streams: nobody can tell where that will be.
+    pub fn of_further(shape: Shape) -> Result<Self> {
+        let mut random = [[0; 4]; 3];
+        getrandom(random.as_flattened_mut(), GetRandomFlags::empty())
+            .context("cannot get random bytes for ports")?;
+        let [stdin, stdout, stderr] = random.map(|it| u32::from_ne_bytes(it) | FURTHER_STREAMS);
+        Ok(Self {
+            stdin: shape.stdin.then_some(stdin),
+            stdout,
+            stderr: (!shape.terminal).then_some(stderr),
+        })
     }
 }
 
@@ -128,8 +143,9 @@ impl StreamListeners {
         })
     }
 
-    /// Accepts the streams, which the agent has connected by the time it has made the process. Nothing in the
-    /// guest can connect to these ports afterwards: who waits to be accepted costs the host memory.
+    /// Accepts the streams, which the agent has connected by the time it has made the process: whoever came after it is
+    /// not accepted. Nothing in the guest can connect to these ports afterwards: who waits to be accepted costs the host
+    /// memory.
     pub fn accept(self) -> Result<Streams> {
         let accept = |listener: Option<StreamListener>, name| {
             listener.map(|listener| listener.accept(name)).transpose()
@@ -206,4 +222,32 @@ pub fn through_descriptor<T>(
     };
     let directory = File::open(parent)?;
     act(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const SHAPE: Shape = Shape {
+        stdin: true,
+        terminal: false,
+    };
+
+    #[test]
+    fn ports_of_a_further_process_cannot_be_told_from_those_before() {
+        let ports: Vec<_> = (0..100)
+            .map(|_| StreamPorts::of_further(SHAPE).unwrap())
+            .flat_map(|ports| [ports.stdin.unwrap(), ports.stdout, ports.stderr.unwrap()])
+            .collect();
+
+        let different: BTreeSet<_> = ports.iter().collect();
+        let steps: BTreeSet<_> = ports
+            .windows(2)
+            .map(|pair| pair[1].wrapping_sub(pair[0]))
+            .collect();
+        assert_eq!((different.len(), steps.len()), (300, 299));
+        assert!(ports.iter().all(|port| *port >= FURTHER_STREAMS));
+    }
 }

@@ -266,7 +266,7 @@ impl<'r> Run<'r> {
         let guest = guest_files(self.place.directories, self.place.arguments);
         let vsock = self.directory.vsock();
         let agent = AgentListener::bind(&vsock)?;
-        let ports = StreamPorts::of_process(0, self.shape());
+        let ports = StreamPorts::of_first(self.shape());
         let streams = StreamListeners::bind(&vsock, ports)?;
         let arguments = self.place.arguments;
         let gdb = arguments.gdb.as_deref();

@@ -56,6 +56,29 @@ fn links_that_change_while_a_killed_run_is_cleaned_up_are_not_followed() {
 }
 
 #[test]
+fn streams_of_an_executed_command_cannot_be_taken() {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container_on(&tree(&host))
+        .option("--name", "c")
+        .command(["/hostile", "take streams"])
+        .start();
+    assert_eq!(run.line(), "calling");
+
+    for _ in 0..10 {
+        let command = host
+            .run(&["exec", "c", "sh", "-c", "echo mine; exit 3"])
+            .expect(3);
+        assert_eq!(command.text(), "mine");
+        assert_eq!(command.stderr, "");
+    }
+
+    host.run(&["kill", "c"]).expect(0);
+    run.finish().expect(137);
+    host.assert_clean();
+}
+
+#[test]
 fn links_in_a_volume_lead_nowhere_on_the_host() {
     let host = Host::with_shared_images();
     let victim = Victim::new(&host);

@@ -239,7 +239,7 @@ impl<'s> Supervisor<'s> {
         self.processes = number
             .checked_add(1)
             .context("a container can execute no more commands")?;
-        let ports = StreamPorts::of_process(number, shape);
+        let ports = StreamPorts::of_further(shape)?;
         Ok((number, ports, StreamListeners::bind(self.vsock, ports)?))
     }
 }
