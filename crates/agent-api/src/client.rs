@@ -28,6 +28,9 @@ use crate::call::Call;
 /// The most bytes of an agent's answer. What agents have to say takes a few hundred.
 pub const ANSWER_MAX: usize = 64 << 10;
 
+/// The most calls that are under way, or were given up and may still be answered.
+pub const CALLS_MAX: usize = 1024;
+
 const SERVICE: &str = "coracle.agent.v1.Agent";
 /// Bytes that are read at once.
 const PIECE: usize = 4 << 10;
@@ -50,6 +53,8 @@ pub struct Client {
 struct Outstanding {
     number: u32,
     answer: Option<Response>,
+    /// Nobody will take the answer.
+    forgotten: bool,
 }
 
 /// A call under way.
@@ -76,6 +81,9 @@ pub enum CallError {
     /// The answer is not of the call's kind.
     #[error("the guest's answer cannot be read")]
     Answer(#[source] protobuf::Error),
+    /// The agent has left [`CALLS_MAX`] calls unanswered, those that were given up included. This one was not made.
+    #[error("the guest's agent answers no more: {CALLS_MAX} calls are under way")]
+    Silent,
     /// The answer is longer than [`ANSWER_MAX`].
     #[error("the guest's answer has {0} bytes, of {ANSWER_MAX} at most")]
     TooLong(u32),
@@ -120,8 +128,11 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`CallError::HungUp`] and [`CallError::Connection`].
+    /// [`CallError::Silent`], [`CallError::HungUp`] and [`CallError::Connection`].
     pub fn send<C: Call>(&mut self, request: &C) -> Result<Pending<C>, CallError> {
+        if self.calls.len() >= CALLS_MAX {
+            return Err(CallError::Silent);
+        }
         let payload = request.write_to_bytes().map_err(io::Error::from)?;
         let request = Request {
             service: SERVICE.into(),
@@ -142,6 +153,7 @@ impl Client {
         self.calls.push(Outstanding {
             number,
             answer: None,
+            forgotten: false,
         });
         self.flush()?;
         Ok(Pending {
@@ -173,6 +185,21 @@ impl Client {
         }
     }
 
+    /// Gives a call up. What is asked for may still be done; the answer, once it comes, is thrown away.
+    pub fn forget<C>(&mut self, call: Pending<C>) {
+        let Some(index) = self.calls.iter().position(|it| it.number == call.number) else {
+            return;
+        };
+        match &mut self.calls[index] {
+            Outstanding {
+                answer: None,
+                forgotten,
+                ..
+            } => *forgotten = true,
+            _ => drop(self.calls.swap_remove(index)),
+        }
+    }
+
     /// Calls and waits for the answer, for `timeout` at most.
     ///
     /// # Errors
@@ -191,6 +218,7 @@ impl Client {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                self.forget(call);
                 return Err(CallError::TimedOut(timeout));
             }
             let mut descriptors = [PollFd::new(&self.stream, self.interest())];
@@ -246,10 +274,9 @@ impl Client {
             kind: header.type_,
             call: header.stream_id,
         };
-        let awaits =
-            |call: &&mut Outstanding| call.number == header.stream_id && call.answer.is_none();
-        let (MESSAGE_TYPE_RESPONSE, Some(call)) =
-            (header.type_, self.calls.iter_mut().find(awaits))
+        let awaits = |call: &Outstanding| call.number == header.stream_id && call.answer.is_none();
+        let (MESSAGE_TYPE_RESPONSE, Some(index)) =
+            (header.type_, self.calls.iter().position(awaits))
         else {
             return Err(unasked);
         };
@@ -260,7 +287,11 @@ impl Client {
         let Some(body) = rest.get(..length) else {
             return Ok(false);
         };
-        call.answer = Some(Response::parse_from_bytes(body).map_err(CallError::Answer)?);
+        let answer = Response::parse_from_bytes(body).map_err(CallError::Answer)?;
+        match &mut self.calls[index] {
+            call if call.forgotten => drop(self.calls.swap_remove(index)),
+            call => call.answer = Some(answer),
+        }
         self.incoming.drain(..MESSAGE_HEADER_LENGTH + length);
         self.answered += 1;
         Ok(true)

@@ -7,7 +7,7 @@ mod error;
 mod hello;
 
 pub use call::Call;
-pub use client::{ANSWER_MAX, CallError, Client, Pending};
+pub use client::{ANSWER_MAX, CALLS_MAX, CallError, Client, Pending};
 pub use error::{AgentError, ErrorKind};
 pub use hello::{Hello, HelloError};
 

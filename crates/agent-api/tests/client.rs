@@ -14,7 +14,7 @@ use coracle_agent_api::messages::{
     WaitProcessRequest, WaitProcessResponse,
 };
 use coracle_agent_api::{
-    ANSWER_MAX, Agent, AgentError, CallError, Client, ErrorKind, methods, ttrpc,
+    ANSWER_MAX, Agent, AgentError, CALLS_MAX, CallError, Client, ErrorKind, methods, ttrpc,
 };
 use protobuf::Message;
 use rstest::rstest;
@@ -266,6 +266,57 @@ fn answer_can_be_taken_but_once() {
     let error = client.take(&call).unwrap_err();
 
     assert!(matches!(error, CallError::Unasked { .. }), "{error:?}");
+}
+
+#[test]
+fn answer_to_a_call_that_was_given_up_is_thrown_away() {
+    let (mut client, mut guest) = pair();
+    let before = client.send(&CheckRequest::new()).unwrap();
+    let after = client.send(&CheckRequest::new()).unwrap();
+    client.forget(before);
+    let answers = [frame(0, 1, RESPONSE), frame(0, 3, RESPONSE)].concat();
+    guest.write_all(&answers).unwrap();
+
+    let answer = client.take(&after).unwrap();
+
+    assert!(answer.is_some());
+    assert_eq!(client.answered(), 2);
+}
+
+#[rstest]
+#[case::before_its_answer(false)]
+#[case::after_its_answer(true)]
+fn call_that_was_given_up_takes_no_room_once_it_is_answered(#[case] answered: bool) {
+    let (mut client, mut guest) = pair();
+    for number in 0..2 * CALLS_MAX {
+        let [given_up, other] = [(); 2].map(|()| client.send(&CheckRequest::new()).unwrap());
+        let number = u32::try_from(4 * number + 1).unwrap();
+        let answers = [frame(0, number, RESPONSE), frame(0, number + 2, RESPONSE)].concat();
+        if answered {
+            guest.write_all(&answers).unwrap();
+            assert!(client.take(&other).unwrap().is_some());
+            client.forget(given_up);
+        } else {
+            client.forget(given_up);
+            guest.write_all(&answers).unwrap();
+            assert!(client.take(&other).unwrap().is_some());
+        }
+        let mut requests = [0; 4096];
+        while guest.read(&mut requests).unwrap() == requests.len() {}
+    }
+}
+
+#[test]
+fn agent_that_never_answers_is_asked_no_more() {
+    let (mut client, _guest) = pair();
+    for _ in 0..CALLS_MAX {
+        let call = client.send(&CheckRequest::new()).unwrap();
+        client.forget(call);
+    }
+
+    let error = client.send(&CheckRequest::new()).unwrap_err();
+
+    assert!(matches!(error, CallError::Silent), "{error:?}");
 }
 
 #[test]
