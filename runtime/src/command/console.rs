@@ -12,10 +12,11 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::reach::{connect, containers};
+use super::reach::{connect, containers, ended};
 use crate::cli::{ConsoleArguments, Directories};
 use crate::control::{Answer, Request};
 use crate::log;
+use crate::printable::printable;
 use crate::terminal::Keeper;
 
 /// The key that leaves: Ctrl-].
@@ -29,9 +30,14 @@ pub fn console(directories: &Directories, arguments: &ConsoleArguments) -> Resul
     let found = containers(directories).find(&arguments.container)?;
     let mut connection = connect(&found)?;
     connection.send(&Request::Console, &[])?;
-    let Some(Answer::Streams) = connection.receive()? else {
-        bail!("the process that runs the container has no console for us");
-    };
+    match connection
+        .receive(None)
+        .map_err(|error| ended(&found, error))?
+    {
+        Some(Answer::Streams) => {}
+        Some(Answer::Failed { message, .. }) => bail!(printable(&message)),
+        _ => bail!("the process that runs the container has no console for us"),
+    }
     let [log, keyboard] = <[OwnedFd; 2]>::try_from(connection.take_descriptors())
         .ok()
         .context("a part of the console is missing")?;

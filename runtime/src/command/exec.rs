@@ -9,11 +9,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::reach::{connect, containers};
+use super::reach::{connect, containers, ended};
 use crate::cli::{Directories, ExecArguments};
 use crate::control::{Answer, Connection, Exec, Request, Size};
 use crate::log;
-use crate::output::{Output, Sink, Stream, start_input};
+use crate::output::{Output, Rest, Sink, Stream, start_input};
 use crate::printable::printable;
 use crate::run::{Forwarding, with_values};
 use crate::terminal::{self, Keeper};
@@ -47,7 +47,10 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
         }),
     });
     connection.send(&request, &[])?;
-    let mut streams = match connection.receive()? {
+    let answer = connection
+        .receive(None)
+        .map_err(|error| ended(&found, error))?;
+    let mut streams = match answer {
         Some(Answer::Streams) => connection.take_descriptors().into_iter(),
         answer => return failed(answer),
     };
@@ -74,8 +77,7 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
     }
     let status = attend(&mut connection, signals)?;
     if status.is_some() {
-        stdout.finish()?;
-        stderr.map_or(Ok(()), Output::finish)?;
+        Rest::new([stdout].into_iter().chain(stderr)).finish()?;
     }
     Ok(status.unwrap_or(CUT_OFF))
 }
@@ -83,6 +85,13 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
 /// Hands on signals until the command has ended; nothing if its container has ended under it.
 fn attend(connection: &mut Connection, mut signals: Forwarding) -> Result<Option<u8>> {
     loop {
+        // It may have come with the one before.
+        match connection.next() {
+            Ok(None) => {}
+            Ok(Some(Answer::Exited { status })) => return Ok(Some(status)),
+            Ok(answer) => return failed(answer).map(Some),
+            Err(_) => return Ok(None),
+        }
         let mut waiting = [
             PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
@@ -100,12 +109,8 @@ fn attend(connection: &mut Connection, mut signals: Forwarding) -> Result<Option
             // Where there is nobody to be told, the answer says so.
             let _ = request.map(|request| connection.send(&request, &[]));
         }
-        if answered {
-            return match connection.receive() {
-                Ok(Some(Answer::Exited { status })) => Ok(Some(status)),
-                Ok(answer) => failed(answer).map(Some),
-                Err(_) => Ok(None),
-            };
+        if answered && connection.gather().is_err() {
+            return Ok(None);
         }
     }
 }

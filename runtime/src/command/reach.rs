@@ -5,17 +5,17 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::EXIT_FAILURE;
 use crate::cli::Directories;
 use crate::container::{Containers, Found, Places, State};
-use crate::control::{Answer, Connection, Request};
+use crate::control::{ANSWER, Answer, Connection, ReceiveError, Request};
 use crate::log;
 use crate::printable::printable;
 
-/// How long the process that runs a container may take to answer; the guest may hang.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How much longer than the guest's agent the process that runs a container may take to answer.
+const ANSWER_AFTER: Duration = Duration::from_secs(1);
 /// How long it may take to write a guest's memory to a file.
 const DUMP: Duration = Duration::from_secs(3600);
 /// Pause between two looks at a container that is to end.
@@ -44,7 +44,16 @@ pub fn connect(found: &Found) -> Result<Connection> {
 fn patience(request: &Request) -> Duration {
     match request {
         Request::Dump => DUMP,
-        _ => ANSWER,
+        _ => ANSWER + ANSWER_AFTER,
+    }
+}
+
+/// Why a connection gave no answer.
+pub fn ended(found: &Found, error: ReceiveError) -> Error {
+    let name = &found.record.name;
+    match error {
+        ReceiveError::HungUp => anyhow!("container {name} has ended"),
+        error => Error::new(error).context(format!("container {name} gave no answer")),
     }
 }
 
@@ -61,10 +70,9 @@ pub fn ask_with(
 ) -> Result<Answer> {
     let mut connection = connect(found)?;
     connection.send(request, descriptors)?;
-    connection.wait_no_longer_than(patience(request))?;
     let answer = connection
-        .receive()
-        .with_context(|| format!("container {} gave no answer", found.record.name))?;
+        .receive(Some(patience(request)))
+        .map_err(|error| ended(found, error))?;
     match answer {
         Some(Answer::Failed { message, .. }) => Err(anyhow!(printable(&message))),
         Some(answer) => Ok(answer),

@@ -5,8 +5,13 @@
 //! One connection is for one thing. Its first line is a [`Request`]; what comes back is [`Answer`]s, a line of JSON
 //! each, one of them with descriptors. Nothing of this is promised to others: both ends are of one version.
 
+use std::time::Duration;
+
 mod connection;
 mod protocol;
 
-pub use connection::{Connection, Listener, send_line};
+pub use connection::{Connection, Listener, ReceiveError};
+/// How long a guest's agent may take for what another process asks for.
+pub const ANSWER: Duration = Duration::from_secs(5);
+
 pub use protocol::{Answer, Exec, Request, Size, Usage};

@@ -5,15 +5,18 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Log, Stream};
 
@@ -66,7 +69,11 @@ pub struct Output {
     guest: UnixStream,
     /// Pieces handed on so far, twice, plus one while a piece is being handed on.
     steps: Arc<AtomicU64>,
+    /// What they were when that was last looked at anew, and when.
+    seen: (u64, Instant),
     outcome: Receiver<io::Result<()>>,
+    /// Readable once there is an outcome.
+    over: OwnedFd,
 }
 
 impl Output {
@@ -75,6 +82,7 @@ impl Output {
         let name = stream.name();
         let steps = Arc::new(AtomicU64::new(0));
         let (sender, outcome) = mpsc::channel();
+        let (over, copying) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         let (mut stream, counter) = (
             guest.try_clone().context("cannot duplicate a stream")?,
             Arc::clone(&steps),
@@ -87,6 +95,7 @@ impl Output {
             }
             // Whoever waited may have given up.
             let _ = sender.send(copied);
+            drop(copying);
         };
         thread::Builder::new()
             .name(name.into())
@@ -96,38 +105,114 @@ impl Output {
             name,
             guest,
             steps,
+            seen: (0, Instant::now()),
             outcome,
+            over,
         })
     }
 
-    /// Waits until everything has been handed on, however slow the reader of our end is. A guest that keeps the
-    /// stream open and silent after its container's end is not waited for.
-    pub fn finish(self) -> Result<()> {
-        let mut seen = self.steps.load(Ordering::Relaxed);
-        loop {
-            match self.outcome.recv_timeout(SILENCE) {
-                // A reader that went away (`coracle run … | head`) is the caller's own doing.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                Ok(copied) => {
-                    return copied
-                        .with_context(|| format!("cannot hand on the container's {}", self.name));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    bail!("the thread for {} panicked", self.name)
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+    /// The container has ended: from now on its guest is not waited for without end.
+    pub fn expect_end(&mut self) {
+        self.seen = (self.steps.load(Ordering::Relaxed), Instant::now());
+    }
+
+    /// How it went, once everything has been handed on, however slow the reader of our end is. A guest that keeps the
+    /// stream open and silent after its container's end is given up.
+    pub fn try_finish(&mut self) -> Option<Result<()>> {
+        match self.outcome.try_recv() {
+            // A reader that went away (`coracle run … | head`) is the caller's own doing.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Some(Ok(())),
+            Ok(copied) => {
+                let what = format!("cannot hand on the container's {}", self.name);
+                return Some(copied.context(what));
             }
-            let now = self.steps.load(Ordering::Relaxed);
-            if now == seen && now.is_multiple_of(2) {
-                let _ = self.guest.shutdown(Shutdown::Both);
-                bail!(
-                    "the guest did not end the container's {} within {} s of its end",
-                    self.name,
-                    SILENCE.as_secs()
-                );
+            Err(TryRecvError::Disconnected) => {
+                return Some(Err(anyhow!("the thread for {} panicked", self.name)));
             }
-            seen = now;
+            Err(TryRecvError::Empty) => {}
         }
+        let now = self.steps.load(Ordering::Relaxed);
+        // Our reader may take its time.
+        if now != self.seen.0 || !now.is_multiple_of(2) {
+            self.seen = (now, Instant::now());
+        }
+        if self.seen.1.elapsed() < SILENCE {
+            return None;
+        }
+        let _ = self.guest.shutdown(Shutdown::Both);
+        Some(Err(anyhow!(
+            "the guest did not end the container's {} within {} s of its end",
+            self.name,
+            SILENCE.as_secs()
+        )))
+    }
+}
+
+impl AsFd for Output {
+    /// What is readable once everything has been handed on.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.over.as_fd()
+    }
+}
+
+/// The outputs of a process that has ended, on their way.
+pub struct Rest {
+    outputs: Vec<Output>,
+    outcome: Result<()>,
+}
+
+impl Rest {
+    pub fn new(outputs: impl IntoIterator<Item = Output>) -> Self {
+        let mut outputs: Vec<_> = outputs.into_iter().collect();
+        outputs.iter_mut().for_each(Output::expect_end);
+        Self {
+            outputs,
+            outcome: Ok(()),
+        }
+    }
+
+    /// Forgets what has been handed on, or given up; says whether that is all.
+    pub fn is_over(&mut self) -> bool {
+        let outcome = &mut self.outcome;
+        self.outputs.retain_mut(|output| match output.try_finish() {
+            None => true,
+            Some(finished) => {
+                // The first failure is told; the others go on.
+                if outcome.is_ok() {
+                    *outcome = finished;
+                }
+                false
+            }
+        });
+        self.outputs.is_empty()
+    }
+
+    /// What to wait for, and no longer than [`Self::LOOK`]: that is how a silent guest shows.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.outputs.iter().map(AsFd::as_fd)
+    }
+
+    /// How long it may be waited before it is looked again.
+    pub const LOOK: Duration = Duration::from_secs(1);
+
+    /// How it went.
+    pub fn into_outcome(self) -> Result<()> {
+        self.outcome
+    }
+
+    /// Waits until all is over.
+    pub fn finish(mut self) -> Result<()> {
+        while !self.is_over() {
+            let mut waiting: Vec<_> = self
+                .descriptors()
+                .map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN))
+                .collect();
+            match poll(&mut waiting, Timespec::try_from(Self::LOOK).ok().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for output"),
+            }
+        }
+        self.outcome
     }
 }
 
@@ -191,7 +276,7 @@ mod tests {
         guest.write_all(b"all of it").unwrap();
         drop(guest);
 
-        output.finish().unwrap();
+        Rest::new([output]).finish().unwrap();
         let mut found = String::new();
         read.read_to_string(&mut found).unwrap();
         assert_eq!(found, "all of it");
@@ -207,7 +292,7 @@ mod tests {
 
         guest.write_all(b"for nobody").unwrap();
 
-        output.finish().unwrap();
+        Rest::new([output]).finish().unwrap();
         assert_eq!(guest.read(&mut [0]).unwrap(), 0, "the guest is told");
     }
 
@@ -218,7 +303,7 @@ mod tests {
         let output =
             Output::start(Stream::Stdout, host, Sink::default().to(&write).unwrap()).unwrap();
 
-        let error = output.finish().unwrap_err();
+        let error = Rest::new([output]).finish().unwrap_err();
 
         assert!(
             error
@@ -226,5 +311,30 @@ mod tests {
                 .contains("did not end the container's stdout"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn one_that_fails_does_not_cut_the_other_off() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let failing =
+            Output::start(Stream::Stdout, host, Sink::default().to(&full).unwrap()).unwrap();
+        let (mut other_guest, host) = UnixStream::pair().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
+        let other =
+            Output::start(Stream::Stderr, host, Sink::default().to(&write).unwrap()).unwrap();
+        drop(write);
+        guest.write_all(b"no room").unwrap();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            other_guest.write_all(b"last words").unwrap();
+        });
+
+        let error = Rest::new([failing, other]).finish().unwrap_err();
+
+        let mut found = String::new();
+        read.read_to_string(&mut found).unwrap();
+        assert_eq!(found, "last words");
+        assert_eq!(error.to_string(), "cannot hand on the container's stdout");
     }
 }

@@ -6,6 +6,6 @@ mod copy;
 mod entries;
 mod log;
 
-pub use copy::{Output, Sink, start_input};
+pub use copy::{Output, Rest, Sink, start_input};
 pub use entries::{Entry, Logged};
 pub use log::{Log, Stream};

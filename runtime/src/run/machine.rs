@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use coracle_agent_api::SHARE_TAG;
 use coracle_oci::plan::SandboxPlan;
-use coracle_vmm::role::{Action, Event};
+use coracle_vmm::role::Event;
 use coracle_vmm::{Config, Disk, EmptyNetwork, Exit, Net, Share, Vsock};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -49,8 +49,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const DYING: Duration = Duration::from_secs(1);
 /// The most that is read of the guest's console.
 const READ_LIMIT: u64 = 1 << 20;
-/// How long a dump may take.
-const DUMP: Duration = Duration::from_secs(600);
 
 /// A started machine. Dropping it ends its processes.
 pub struct Machine {
@@ -125,7 +123,7 @@ impl Machine {
         [std::process::id(), self.vmm.id(), self.fs.id()]
     }
 
-    /// What is readable when the VMM has something to say: once the guest runs, that is its end.
+    /// What is readable when the VMM has something to say: if nothing was asked for, that is the guest's end.
     pub fn control(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
     }
@@ -133,7 +131,7 @@ impl Machine {
     /// Waits until the guest runs.
     pub fn wait_until_running(&self, patience: &mut Patience) -> Result<()> {
         patience.wait(self.control.as_fd(), None)?;
-        match self.control.event(None) {
+        match self.control.event(LAST_WORDS) {
             Some(Event::Running) => Ok(()),
             event => {
                 self.control.put_back(event);
@@ -142,12 +140,9 @@ impl Machine {
         }
     }
 
-    /// Writes the guest's memory and registers to `file`, as an ELF core.
-    pub fn dump(&self, file: BorrowedFd<'_>) -> Result<()> {
-        self.control
-            .request(Action::Dump, Some(file), DUMP)
-            .context("cannot dump the guest")
-            .map(drop)
+    /// What is said to the VMM, and by it, while the guest runs.
+    pub fn vmm(&self) -> &VmmControl {
+        &self.control
     }
 
     /// The console's log, which is read from any place, and what is typed into the console.
@@ -169,7 +164,7 @@ impl Machine {
             Some(hang) => anyhow!("{error:#}: {hang}"),
             None => error,
         };
-        let event = self.control.event(Some(LAST_WORDS));
+        let event = self.control.event(LAST_WORDS);
         // Each of the two ends when the other does: the one that failed is the cause.
         let patience = match event {
             Some(Event::Exit { .. }) => Duration::ZERO,

@@ -19,7 +19,6 @@ mod machine;
 pub mod mounts;
 mod network;
 mod origin;
-mod outputs;
 mod patience;
 mod processes;
 mod share;
@@ -53,7 +52,6 @@ use self::listeners::{AgentListener, Shape, StreamListeners, StreamPorts, Stream
 use self::machine::Machine;
 use self::mounts::Written;
 use self::origin::Tree;
-use self::outputs::Outputs;
 use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
 use crate::cli::{Directories, RunArguments};
@@ -61,7 +59,7 @@ use crate::config::Config;
 use crate::container::{Places, Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
-use crate::output::{Log, Output, Sink, Stream, start_input};
+use crate::output::{Log, Output, Rest, Sink, Stream, start_input};
 use crate::printable::{printable, shortened};
 use crate::terminal::Keeper;
 use crate::{EXIT_FAILURE, log};
@@ -252,7 +250,12 @@ impl<'r> Run<'r> {
         let outcome = self.serve(live);
         if let Err(error) = &outcome {
             let reason = shortened(&printable(&format!("{error:#}")));
-            self.ended(EXIT_FAILURE, Some(reason));
+            note_end(
+                &mut self.record,
+                self.directory.container(),
+                EXIT_FAILURE,
+                Some(reason),
+            );
         }
         outcome
     }
@@ -320,13 +323,11 @@ impl<'r> Run<'r> {
         ready: Option<Ready>,
     ) -> Result<u8, Failure> {
         let silent = self.place.arguments.detach;
-        let outputs = Outputs {
-            stdout: self.output(Stream::Stdout, streams.stdout, (!silent).then(io::stdout))?,
-            stderr: streams
-                .stderr
-                .map(|stream| self.output(Stream::Stderr, stream, (!silent).then(io::stderr)))
-                .transpose()?,
-        };
+        let stdout = self.output(Stream::Stdout, streams.stdout, (!silent).then(io::stdout))?;
+        let stderr = streams
+            .stderr
+            .map(|stream| self.output(Stream::Stderr, stream, (!silent).then(io::stderr)))
+            .transpose()?;
         guest.start(&mut patience).map_err(Failure::Guests)?;
         self.started(ready)?;
         // In the background there is nobody to type: the stream stays open, and nothing comes.
@@ -336,12 +337,13 @@ impl<'r> Run<'r> {
         }
         let vsock = self.directory.vsock();
         let signals = patience.into_signals();
-        let end = Supervisor::new(guest, machine, &self.plan, &vsock, signals)
-            .run(listener)
-            .map_err(Failure::Guests)?;
-        match end {
+        let name = self.record.name.clone();
+        let mut supervisor = Supervisor::new(guest, machine, &self.plan, &vsock, &name, signals);
+        let container = self.directory.container();
+        match supervisor.run(listener).map_err(Failure::Guests)? {
             End::CutOff => {
-                self.ended(CUT_OFF, Some("its machine was ended".to_owned()));
+                let reason = "its machine was ended".to_owned();
+                note_end(&mut self.record, container, CUT_OFF, Some(reason));
                 Ok(CUT_OFF)
             }
             End::Exited {
@@ -349,8 +351,10 @@ impl<'r> Run<'r> {
                 out_of_memory,
             } => {
                 // Before its output is through: a reader that stands still keeps nobody from knowing.
-                self.ended(status, out_of_memory.then(|| "out of memory".to_owned()));
-                outputs.finish(listener)?;
+                let reason = out_of_memory.then(|| "out of memory".to_owned());
+                note_end(&mut self.record, container, status, reason);
+                let rest = Rest::new([stdout].into_iter().chain(stderr));
+                supervisor.finish(rest, listener)?;
                 Ok(status)
             }
         }
@@ -370,22 +374,6 @@ impl<'r> Run<'r> {
             keeper.make_raw()?;
         }
         ready.map_or(Ok(()), |ready| ready.tell(self.directory.id()))
-    }
-
-    /// The container's command has ended, if it ran and that is not known yet. Whether it can be recorded or not, whoever
-    /// waits for the container is told.
-    fn ended(&mut self, status: u8, reason: Option<String>) {
-        if !matches!(self.record.status, Status::Running { .. }) {
-            return;
-        }
-        self.record.status = Status::Exited {
-            at: Time::now(),
-            status,
-            reason,
-        };
-        if let Err(error) = self.record.write(self.directory.container()) {
-            warn!("the container's end is not recorded: {error:#}");
-        }
     }
 
     /// Begins to hand on what comes from `guest`: into the log, and to a stream of ours.
@@ -411,6 +399,22 @@ impl<'r> Run<'r> {
             stdin: self.place.arguments.interactive,
             terminal: self.place.arguments.tty,
         }
+    }
+}
+
+/// Has the record in `container` say how its command has ended, if it ran and that is not known yet. Whether it can be
+/// recorded or not, whoever waits for the container is told.
+fn note_end(record: &mut Record, container: &Path, status: u8, reason: Option<String>) {
+    if !matches!(record.status, Status::Running { .. }) {
+        return;
+    }
+    record.status = Status::Exited {
+        at: Time::now(),
+        status,
+        reason,
+    };
+    if let Err(error) = record.write(container) {
+        warn!("the container's end is not recorded: {error:#}");
     }
 }
 

@@ -12,6 +12,9 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 /// What is handed on; of a terminal's new size, the size. The rest keeps its usual meaning for this process.
 const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
 
+/// Those of them by which a user wants an end.
+pub const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+
 /// Signals that arrive for as long as this lives. Its descriptor is readable when one has.
 pub struct Forwarding {
     delivery: SignalDelivery<UnixStream, SignalOnly>,

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use coracle_agent_api::Pending;
 use coracle_agent_api::messages::{
     CreateExecRequest, DeleteProcessRequest, ResizeTerminalRequest, SignalProcessRequest,
@@ -14,7 +14,7 @@ use coracle_agent_api::messages::{
 use coracle_oci::spec::{self, Overrides, TerminalSize};
 use coracle_oci::user::{self, User};
 
-use super::{Supervisor, resize_request, signal_request};
+use super::{Supervisor, UNANSWERED, resize_request, signal_request};
 use crate::control::{Answer, Connection, Exec, Request};
 use crate::run::guest::CONTAINER;
 use crate::run::listeners::{Shape, StreamListeners};
@@ -33,8 +33,6 @@ enum Stage {
     /// The agent has its program executed.
     Starting(Pending<StartProcessRequest>),
     Running(Pending<WaitProcessRequest>),
-    /// It has ended with this status, or could not be started, and the agent forgets it.
-    Over(Option<Result<u8, Error>>, Pending<DeleteProcessRequest>),
 }
 
 impl Command {
@@ -72,9 +70,9 @@ impl Command {
     ) -> Result<Option<u8>> {
         // Whether a signal arrived, or a size, is not told: a process that is gone takes none.
         self.signals
-            .retain(|call| matches!(supervisor.try_take(call), Ok(None)));
+            .retain(|call| matches!(supervisor.take(call), Ok(None)));
         self.sizes
-            .retain(|call| matches!(supervisor.try_take(call), Ok(None)));
+            .retain(|call| matches!(supervisor.take(call), Ok(None)));
         let next = match &mut self.stage {
             Stage::Creating(call, listeners) => {
                 if supervisor.take(call)?.is_none() {
@@ -84,14 +82,15 @@ impl Command {
                     (Some(listeners), Some(connection)) => hand_over(listeners, connection),
                     _ => Ok(()),
                 };
-                match handed_over {
-                    Ok(()) => Stage::Starting(supervisor.send(&StartProcessRequest {
-                        container_id: CONTAINER.into(),
-                        exec_id: self.id.clone(),
-                        ..Default::default()
-                    })?),
-                    Err(error) => self.over(supervisor, Err(error))?,
+                if let Err(error) = handed_over {
+                    self.delete(supervisor);
+                    return Err(error);
                 }
+                Stage::Starting(supervisor.send(&StartProcessRequest {
+                    container_id: CONTAINER.into(),
+                    exec_id: self.id.clone(),
+                    ..Default::default()
+                })?)
             }
             Stage::Starting(call) => match supervisor.take(call) {
                 Ok(None) => return Ok(None),
@@ -100,31 +99,31 @@ impl Command {
                     exec_id: self.id.clone(),
                     ..Default::default()
                 })?),
-                Err(error) => self.over(supervisor, Err(error))?,
+                Err(error) => {
+                    self.delete(supervisor);
+                    return Err(error);
+                }
             },
             Stage::Running(call) => {
                 let Some(answer) = supervisor.take(call)? else {
                     return Ok(None);
                 };
-                let status = u8::try_from(answer.exit_status)
-                    .with_context(|| format!("{} is no exit status", answer.exit_status));
-                self.over(supervisor, status)?
-            }
-            Stage::Over(outcome, call) => {
-                // However the forgetting goes, and whatever is still asked for: the command has ended.
-                let answered = !matches!(supervisor.try_take(call), Ok(None));
-                if !answered || !self.signals.is_empty() || !self.sizes.is_empty() {
-                    return Ok(None);
-                }
-                return outcome.take().transpose();
+                self.delete(supervisor);
+                let status = answer.exit_status;
+                return u8::try_from(status)
+                    .map(Some)
+                    .with_context(|| format!("{status} is no exit status"));
             }
         };
         self.stage = next;
         Ok(None)
     }
 
-    /// Does what is asked while the command runs.
+    /// Does what is asked while the command runs; what an agent that does not answer is asked without end, it is not.
     pub fn ask(&mut self, supervisor: &mut Supervisor<'_>, request: &Request) -> Result<()> {
+        if self.signals.len() + self.sizes.len() >= UNANSWERED {
+            return Ok(());
+        }
         match request {
             Request::Signal { signal } => {
                 let call = supervisor.send(&signal_request(&self.id, *signal))?;
@@ -139,14 +138,31 @@ impl Command {
         Ok(())
     }
 
-    /// Has the agent forget the process.
-    fn over(&self, supervisor: &mut Supervisor<'_>, outcome: Result<u8>) -> Result<Stage> {
-        let call = supervisor.send(&DeleteProcessRequest {
+    /// Waits for nothing more.
+    pub fn forget(self, supervisor: &mut Supervisor<'_>) {
+        for call in self.signals {
+            supervisor.forget(call);
+        }
+        for call in self.sizes {
+            supervisor.forget(call);
+        }
+        match self.stage {
+            Stage::Creating(call, _) => supervisor.forget(call),
+            Stage::Starting(call) => supervisor.forget(call),
+            Stage::Running(call) => supervisor.forget(call),
+        }
+    }
+
+    /// Has the agent forget the process, however that goes: nobody has to wait for it.
+    fn delete(&self, supervisor: &mut Supervisor<'_>) {
+        let deleted = supervisor.send(&DeleteProcessRequest {
             container_id: CONTAINER.into(),
             exec_id: self.id.clone(),
             ..Default::default()
-        })?;
-        Ok(Stage::Over(Some(outcome), call))
+        });
+        if let Ok(call) = deleted {
+            supervisor.forget(call);
+        }
     }
 }
 

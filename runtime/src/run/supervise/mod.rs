@@ -3,10 +3,11 @@
 //! `coracle` processes ask, and is woken by nothing else.
 
 mod exec;
+mod rest;
 mod session;
 mod usage;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use coracle_agent_api::messages::{
     ResizeTerminalRequest, SignalProcessRequest, WaitProcessRequest,
 };
-use coracle_agent_api::{Call, CallError, Pending};
+use coracle_agent_api::{Call, Pending};
 use coracle_oci::plan::SandboxPlan;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ use self::session::{Session, Step};
 use super::guest::{CONTAINER, Guest, failure};
 use super::listeners::{Shape, StreamListeners, StreamPorts};
 use super::machine::Machine;
-use super::signals::Forwarding;
+use super::signals::{ENDING, Forwarding};
 use crate::control::{Listener, Size};
 use crate::log;
 use crate::printable::printable;
@@ -31,13 +32,17 @@ use crate::terminal;
 
 /// How long after the guest's end, or the container's, an answer may still be on its way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Calls that an agent may leave unanswered before the user's signals are sent no more.
+/// Calls for a user that an agent may leave unanswered before no more are made.
 const UNANSWERED: usize = 64;
+/// How long an agent may take to answer before a user who wants an end of it gets one.
+const HANGS: Duration = Duration::from_secs(2);
 /// Connections of other processes at a time.
 const SESSIONS: usize = 256;
+/// Those beyond, who can only have the machine ended.
+const SPARE: usize = 16;
 
 /// How a container came to its end.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Its command ended.
     Exited {
@@ -57,16 +62,20 @@ pub struct Supervisor<'s> {
     plan: &'s SandboxPlan,
     /// Directory of the guest's vsock sockets.
     vsock: &'s Path,
+    /// What users call the container.
+    name: &'s str,
     signals: Forwarding,
     /// What was asked of the agent for the user, whose answers say no more than that it was done.
     sent: Vec<Sent>,
+    /// The user was told that the next signal ends the machine.
+    has_warned: bool,
     /// Processes there have been, the container's first included.
     processes: u32,
 }
 
 /// Something that was asked of the agent.
 enum Sent {
-    Signal(i32, Pending<SignalProcessRequest>),
+    Signal(Instant, i32, Pending<SignalProcessRequest>),
     Resize(Pending<ResizeTerminalRequest>),
 }
 
@@ -76,6 +85,7 @@ impl<'s> Supervisor<'s> {
         machine: &'s Machine,
         plan: &'s SandboxPlan,
         vsock: &'s Path,
+        name: &'s str,
         signals: Forwarding,
     ) -> Self {
         Self {
@@ -83,14 +93,16 @@ impl<'s> Supervisor<'s> {
             machine,
             plan,
             vsock,
+            name,
             signals,
             sent: Vec::new(),
+            has_warned: false,
             processes: 1,
         }
     }
 
     /// Stays until the container has ended, however long that takes.
-    pub fn run(mut self, listener: &Listener) -> Result<End> {
+    pub fn run(&mut self, listener: &Listener) -> Result<End> {
         let first = self.send(&WaitProcessRequest {
             container_id: CONTAINER.into(),
             ..Default::default()
@@ -112,9 +124,8 @@ impl<'s> Supervisor<'s> {
                 });
             }
             self.report_answered();
-            self.hand_on_signals();
-            let mut cut_off = false;
-            sessions.retain_mut(|session| match session.step(&mut self) {
+            let mut cut_off = self.hand_on_signals();
+            sessions.retain_mut(|session| match session.step(self) {
                 Step::Stay => true,
                 Step::Leave => false,
                 Step::CutOff => {
@@ -143,10 +154,10 @@ impl<'s> Supervisor<'s> {
             if self.wait_for_news(listener, &sessions, left)? {
                 deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             }
-            while sessions.len() < SESSIONS
+            while sessions.len() < SESSIONS + SPARE
                 && let Some(connection) = listener.accept()
             {
-                sessions.push(Session::new(connection));
+                sessions.push(Session::new(connection, sessions.len() >= SESSIONS));
             }
         }
         end.unwrap_or_else(|| Err(anyhow!("the guest ended before its container had")))
@@ -160,34 +171,56 @@ impl<'s> Supervisor<'s> {
         sessions: &[Session],
         left: Option<Duration>,
     ) -> Result<bool> {
+        let watched = |descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN);
         let mut descriptors = vec![
+            watched(self.guest.gone),
+            watched(self.guest.alive.as_fd()),
             PollFd::from_borrowed_fd(self.guest.agent.as_fd(), self.guest.agent.interest()),
-            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            watched(self.signals.as_fd()),
         ];
-        let ends = [self.guest.gone, self.guest.alive.as_fd()];
-        if left.is_none() {
-            descriptors.extend(ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN)));
+        if sessions.len() < SESSIONS + SPARE {
+            descriptors.push(watched(listener.as_fd()));
         }
-        if sessions.len() < SESSIONS {
-            descriptors.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
+        descriptors.extend(sessions.iter().filter_map(Session::descriptor).map(watched));
+        // What shows the end goes on doing so.
+        let has_ended = left.is_some();
+        let awaited = &mut descriptors[if has_ended { 2 } else { 0 }..];
+        let given_up = sessions.iter().filter_map(Session::deadline).min();
+        let timeout = given_up
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            .into_iter()
+            .chain(left)
+            .min()
+            .and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(awaited, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(false),
+            Err(error) => return Err(error).context("cannot wait for the guest"),
         }
-        let connections = sessions.iter().filter_map(Session::descriptor);
-        descriptors.extend(connections.map(|each| PollFd::from_borrowed_fd(each, PollFlags::IN)));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(_) if left.is_none() => Ok(descriptors[2..4]
-                .iter()
-                .any(|end| !end.revents().is_empty())),
-            Ok(_) | Err(Errno::INTR) => Ok(false),
-            Err(error) => Err(error).context("cannot wait for the guest"),
+        if has_ended {
+            return Ok(false);
         }
+        let [vmm, alive] = [0, 1].map(|index| !descriptors[index].revents().is_empty());
+        Ok(vmm && self.machine.vmm().listen() || alive)
     }
 
-    /// Sends the container the signals that have come for it, and its terminal the new size of ours.
-    fn hand_on_signals(&mut self) {
+    /// Sends the container the signals that have come for it, and its terminal the new size of ours; says whether the
+    /// user wants the end of a machine whose agent does not answer.
+    fn hand_on_signals(&mut self) -> bool {
         while let Some(signal) = self.signals.pending() {
+            if ENDING.contains(&signal) && self.is_silent() {
+                if self.has_warned {
+                    return true;
+                }
+                self.has_warned = true;
+                log::tell("coracle: the guest does not answer; the next signal ends its machine");
+            }
             if self.sent.len() == UNANSWERED {
-                report(signal, &anyhow!("the guest's agent does not answer"));
+                let ending = format!("coracle kill {} ends the machine", self.name);
+                report(
+                    signal,
+                    &anyhow!("the guest's agent does not answer ({ending})"),
+                );
                 continue;
             }
             if signal == libc::SIGWINCH {
@@ -198,17 +231,25 @@ impl<'s> Supervisor<'s> {
                 continue;
             }
             match self.send(&signal_request("", signal)) {
-                Ok(call) => self.sent.push(Sent::Signal(signal, call)),
+                Ok(call) => self.sent.push(Sent::Signal(Instant::now(), signal, call)),
                 Err(error) => report(signal, &error),
             }
         }
+        false
+    }
+
+    /// Whether the agent has left a signal unanswered for long.
+    fn is_silent(&self) -> bool {
+        self.sent
+            .iter()
+            .any(|sent| matches!(sent, Sent::Signal(at, ..) if at.elapsed() >= HANGS))
     }
 
     /// Forgets what was done for the user, and says which signals could not be delivered.
     fn report_answered(&mut self) {
         let agent = &mut self.guest.agent;
         self.sent.retain(|sent| match sent {
-            Sent::Signal(signal, call) => match agent.take(call) {
+            Sent::Signal(_, signal, call) => match agent.take(call) {
                 Ok(answer) => answer.is_none(),
                 Err(error) => {
                     report(*signal, &failure(error));
@@ -218,6 +259,7 @@ impl<'s> Supervisor<'s> {
             // A terminal that cannot be resized has ended.
             Sent::Resize(call) => matches!(agent.take(call), Ok(None)),
         });
+        self.has_warned &= self.is_silent();
     }
 
     fn send<C: Call>(&mut self, request: &C) -> Result<Pending<C>> {
@@ -228,9 +270,8 @@ impl<'s> Supervisor<'s> {
         self.guest.agent.take(call).map_err(failure)
     }
 
-    /// As [`Self::take`], with the agent's own reason for a refusal.
-    fn try_take<C: Call>(&mut self, call: &Pending<C>) -> Result<Option<C::Response>, CallError> {
-        self.guest.agent.take(call)
+    fn forget<C>(&mut self, call: Pending<C>) {
+        self.guest.agent.forget(call);
     }
 
     /// Ports for one more process, and a number for it.
@@ -271,6 +312,3 @@ fn report(signal: i32, error: &Error) {
         "coracle: cannot send signal {signal} to the container: {reason}"
     ));
 }
-
-/// What a session's descriptor is, for the loop's wait.
-type Descriptor<'d> = BorrowedFd<'d>;

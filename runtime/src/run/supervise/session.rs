@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A connection of another `coracle` process, and what is being done for it.
 
-use std::os::fd::AsFd;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail, ensure};
 use coracle_agent_api::Pending;
 use coracle_agent_api::messages::{SignalProcessRequest, StatisticsRequest};
+use coracle_vmm::role::Action;
 
 use super::exec::Command;
 use super::usage::usage;
-use super::{Descriptor, Supervisor, signal_request};
-use crate::control::{Answer, Connection, Request};
+use super::{SESSIONS, Supervisor, signal_request};
+use crate::control::{ANSWER, Answer, Connection, Request};
 use crate::printable::printable;
 use crate::run::guest::{CONTAINER, CommandFailed};
+use crate::run::vmm::Begun;
 
 /// A connection, and what is being done for it.
 pub struct Session {
     /// Nothing once the other end has hung up.
     connection: Option<Connection>,
     doing: Doing,
+    /// There are so many that it can only have the machine ended.
+    is_spare: bool,
+    /// When it is given up.
+    deadline: Option<Instant>,
 }
 
 enum Doing {
@@ -26,6 +34,9 @@ enum Doing {
     Waiting,
     Signal(Pending<SignalProcessRequest>),
     Usage(Pending<StatisticsRequest>),
+    Dump(Begun),
+    /// Whoever has the console learns of its end by that of the connection.
+    Console,
     Exec(Command),
 }
 
@@ -40,16 +51,23 @@ pub enum Step {
 }
 
 impl Session {
-    pub fn new(connection: Connection) -> Self {
+    pub fn new(connection: Connection, is_spare: bool) -> Self {
         Self {
             connection: Some(connection),
             doing: Doing::Waiting,
+            is_spare,
+            deadline: Some(Instant::now() + ANSWER),
         }
     }
 
     /// What is readable when the other end has something to say.
-    pub fn descriptor(&self) -> Option<Descriptor<'_>> {
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.connection.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When it is given up, if it is.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
     /// Whether somebody is still to be told how a command ended.
@@ -59,94 +77,128 @@ impl Session {
 
     /// Does what can be done without waiting.
     pub fn step(&mut self, supervisor: &mut Supervisor<'_>) -> Step {
-        match self.try_step(supervisor) {
-            Ok(step) => step,
-            Err(error) => {
-                self.answer(&failed(&error));
-                Step::Leave
-            }
+        let step = self.try_step(supervisor).unwrap_or_else(|error| {
+            self.answer(&failed(&error));
+            Step::Leave
+        });
+        if !matches!(step, Step::Stay) {
+            self.abandon(supervisor);
         }
+        step
     }
 
     fn try_step(&mut self, supervisor: &mut Supervisor<'_>) -> Result<Step> {
-        while let Some(request) = self.receive() {
+        let has_hung_up = self
+            .connection
+            .as_mut()
+            .is_some_and(|it| it.gather().is_err());
+        while let Some(request) = self.next()? {
             if request == Request::End {
                 self.answer(&Answer::Done);
                 return Ok(Step::CutOff);
             }
+            ensure!(
+                !self.is_spare,
+                "too much is asked for at once: {SESSIONS} others are served"
+            );
             self.begin(supervisor, request)?;
         }
-        match &mut self.doing {
-            Doing::Waiting if self.connection.is_none() => Ok(Step::Leave),
-            Doing::Waiting => Ok(Step::Stay),
-            Doing::Signal(call) => match supervisor.take(call)? {
-                None => Ok(Step::Stay),
-                Some(_) => self.leave_with(&Answer::Done),
-            },
-            Doing::Usage(call) => match supervisor.take(call)? {
-                None => Ok(Step::Stay),
-                Some(statistics) => {
-                    let answer = Answer::Usage(usage(&statistics, supervisor));
-                    self.leave_with(&answer)
+        if has_hung_up {
+            self.connection = None;
+        }
+        let answer = match &mut self.doing {
+            // A command goes on although nobody asks for it any more, and is forgotten at its end.
+            Doing::Exec(command) => command
+                .step(supervisor, self.connection.as_mut())?
+                .map(|status| Answer::Exited { status }),
+            _ if self.connection.is_none() => return Ok(Step::Leave),
+            Doing::Waiting | Doing::Console => None,
+            Doing::Signal(call) => supervisor.take(call)?.map(|_| Answer::Done),
+            Doing::Usage(call) => supervisor
+                .take(call)?
+                .map(|statistics| Answer::Usage(usage(&statistics, supervisor))),
+            Doing::Dump(begun) => match supervisor.machine.vmm().outcome(begun) {
+                None => None,
+                Some(outcome) => {
+                    outcome.context("cannot dump the guest")?;
+                    Some(Answer::Done)
                 }
             },
-            // A command goes on although nobody asks for it any more, and is forgotten at its end.
-            Doing::Exec(command) => match command.step(supervisor, self.connection.as_mut())? {
-                None => Ok(Step::Stay),
-                Some(status) => self.leave_with(&Answer::Exited { status }),
-            },
+        };
+        if let Some(answer) = answer {
+            self.answer(&answer);
+            return Ok(Step::Leave);
         }
+        ensure!(
+            self.deadline
+                .is_none_or(|deadline| Instant::now() < deadline),
+            "the guest's agent gave no answer within {} s",
+            ANSWER.as_secs()
+        );
+        Ok(Step::Stay)
     }
 
     fn begin(&mut self, supervisor: &mut Supervisor<'_>, request: Request) -> Result<()> {
-        match (&mut self.doing, request) {
-            (Doing::Exec(command), request) => command.ask(supervisor, &request),
-            (_, Request::Signal { signal }) => {
-                self.doing = Doing::Signal(supervisor.send(&signal_request("", signal))?);
-                Ok(())
+        match &mut self.doing {
+            Doing::Waiting => {}
+            Doing::Exec(command) => return command.ask(supervisor, &request),
+            _ => bail!("a connection is for one thing"),
+        }
+        let (doing, is_short) = match request {
+            Request::Signal { signal } => {
+                let call = supervisor.send(&signal_request("", signal))?;
+                (Doing::Signal(call), true)
             }
-            (_, Request::Usage) => {
-                self.doing = Doing::Usage(supervisor.send(&StatisticsRequest {
+            Request::Usage => {
+                let call = supervisor.send(&StatisticsRequest {
                     container_id: CONTAINER.into(),
                     ..Default::default()
-                })?);
-                Ok(())
+                })?;
+                (Doing::Usage(call), true)
             }
-            (_, Request::Exec(exec)) => {
-                self.doing = Doing::Exec(Command::begin(supervisor, &exec)?);
-                Ok(())
-            }
-            (_, Request::Dump) => {
+            Request::Exec(exec) => (Doing::Exec(Command::begin(supervisor, &exec)?), false),
+            Request::Dump => {
                 let connection = self.connection.as_mut();
                 let file = connection.and_then(|connection| connection.take_descriptors().pop());
                 let file = file.context("a dump needs a file")?;
-                // The guest stands still meanwhile, and with it all that could be asked for.
-                supervisor.machine.dump(file.as_fd())?;
-                self.answer(&Answer::Done);
-                Ok(())
+                // The guest stands still meanwhile, and with it all that is asked of its agent.
+                let begun = supervisor.machine.vmm().begin(Action::Dump, file.as_fd());
+                (Doing::Dump(begun.context("cannot dump the guest")?), false)
             }
-            (_, Request::Console) => {
+            Request::Console => {
                 let connection = self.connection.as_mut().context("nobody asked")?;
-                connection.send(&Answer::Streams, &supervisor.machine.console())
+                connection.send(&Answer::Streams, &supervisor.machine.console())?;
+                (Doing::Console, false)
             }
-            (_, Request::Resize(_) | Request::End) => Ok(()),
+            Request::Resize(_) | Request::End => return Ok(()),
+        };
+        self.doing = doing;
+        if !is_short {
+            self.deadline = None;
         }
+        Ok(())
     }
 
-    /// The next request, if one has come.
-    fn receive(&mut self) -> Option<Request> {
-        match self.connection.as_mut()?.receive() {
-            Ok(request) => request,
-            Err(_) => {
-                self.connection = None;
-                None
-            }
-        }
+    /// The next request of those that have come.
+    fn next(&mut self) -> Result<Option<Request>> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(None);
+        };
+        connection.next().with_context(|| {
+            let version = env!("CARGO_PKG_VERSION");
+            format!("the container is run by version {version} of coracle, which does not know what is asked for")
+        })
     }
 
-    fn leave_with(&mut self, answer: &Answer) -> Result<Step> {
-        self.answer(answer);
-        Ok(Step::Leave)
+    /// Waits for nothing more.
+    fn abandon(&mut self, supervisor: &mut Supervisor<'_>) {
+        match mem::replace(&mut self.doing, Doing::Waiting) {
+            Doing::Waiting | Doing::Console => {}
+            Doing::Signal(call) => supervisor.forget(call),
+            Doing::Usage(call) => supervisor.forget(call),
+            Doing::Dump(begun) => supervisor.machine.vmm().forget(&begun),
+            Doing::Exec(command) => command.forget(supervisor),
+        }
     }
 
     fn answer(&mut self, answer: &Answer) {
