@@ -186,6 +186,18 @@ impl Host {
         }
     }
 
+    /// Where the process that runs a container is asked, of the only one that there is.
+    pub fn control(&self) -> PathBuf {
+        let state = self.directory.path().join("state");
+        let mut sockets = fs::read_dir(state)
+            .expect("there is a state directory")
+            .filter_map(|entry| Some(entry.ok()?.path().join("control")))
+            .filter(|socket| socket.exists());
+        let socket = sockets.next().expect("a container is run");
+        assert_eq!(sockets.next(), None, "there is more than one");
+        socket
+    }
+
     /// Runs `coracle`, started by a program whose words end with its own.
     pub fn run_under<const N: usize>(&self, program: [&str; N], words: &[&str]) -> Finished {
         let command = self.coracle_under(

@@ -18,13 +18,13 @@ const DYING: Duration = Duration::from_secs(5);
 /// Asks containers to end, and makes them if they do not.
 pub fn stop(directories: &Directories, arguments: &StopArguments) -> Result<u8> {
     for_each(directories, &arguments.containers, |mut found| {
-        if !found.state.is_alive() {
+        if !found.is_held {
             return Ok(());
         }
         let signal = found.record.stop_signal;
-        // A guest that cannot be asked is ended all the same.
-        let asked = ask(&found, &Request::Signal { signal });
-        if asked.is_ok() && wait_until_dead(&mut found, arguments.time) {
+        // A guest that cannot be asked is ended all the same; one that has ended holds ports and names for a while.
+        let is_ending = !found.state.is_alive() || ask(&found, &Request::Signal { signal }).is_ok();
+        if is_ending && wait_until_dead(&mut found, arguments.time) {
             return Ok(());
         }
         put_to_death(&mut found)
@@ -35,7 +35,7 @@ pub fn stop(directories: &Directories, arguments: &StopArguments) -> Result<u8> 
 pub fn kill(directories: &Directories, arguments: &KillArguments) -> Result<u8> {
     let signal = arguments.signal;
     for_each(directories, &arguments.containers, |mut found| {
-        if signal == libc::SIGKILL && found.state.is_alive() {
+        if signal == libc::SIGKILL && found.is_held {
             return put_to_death(&mut found);
         }
         ask(&found, &Request::Signal { signal }).map(drop)

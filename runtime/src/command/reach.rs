@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Asking the process that runs a container.
 
+use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::printable::printable;
 const ANSWER_AFTER: Duration = Duration::from_secs(1);
 /// How long it may take to write a guest's memory to a file.
 const DUMP: Duration = Duration::from_secs(3600);
+/// The most containers with which something is done at once.
+const AT_ONCE: usize = 64;
 /// Pause between two looks at a container that is to end.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -31,6 +34,8 @@ pub fn connect(found: &Found) -> Result<Connection> {
     let name = &found.record.name;
     match found.state {
         State::Running { .. } => {}
+        // What it has put out may still be on its way.
+        State::Exited { .. } if found.is_held => {}
         State::Starting => bail!("container {name} is only starting"),
         // Its runner may wait for whoever reads what is left of its output.
         State::Exited { .. } if found.is_held => {}
@@ -95,15 +100,44 @@ pub fn wait_until_dead(found: &mut Found, patience: Duration) -> bool {
     }
 }
 
-/// Does the same to each of the containers that are named, and says how it went with each; returns the status to exit
-/// with.
+/// Does the same to each of the containers that are named, to all at once, and says how it went with each; returns the
+/// status to exit with.
 pub fn for_each(
     directories: &Directories,
     names: &[String],
-    act: impl Fn(Found) -> Result<()>,
+    act: impl Fn(Found) -> Result<()> + Sync,
 ) -> Result<u8> {
     let containers = containers(directories);
-    each(names, |name| containers.find(name).and_then(&act))
+    let outcomes = at_once(names, |name| containers.find(name).and_then(&act));
+    let outcomes = RefCell::new(outcomes.into_iter());
+    each(names, |_| outcomes.borrow_mut().next().unwrap_or(Ok(())))
+}
+
+/// What comes of each, in their order, where each takes its time.
+pub fn at_once<T: Sync, R: Send>(things: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let act = &act;
+    let all_of = |some: &[T]| {
+        thread::scope(|scope| {
+            let begin = |thing| {
+                let begun = thread::Builder::new().spawn_scoped(scope, move || act(thing));
+                // Without a thread for it, it is done here and now.
+                begun.map_err(|_| act(thing))
+            };
+            let begun: Vec<_> = some.iter().map(begin).collect();
+            begun
+                .into_iter()
+                .map(|it| it.map_or_else(|done| done, joined))
+                .collect::<Vec<_>>()
+        })
+    };
+    things.chunks(AT_ONCE).flat_map(all_of).collect()
+}
+
+/// What a thread has done; its panic is this one's.
+fn joined<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Does the same with each of the names, and says how it went with each; returns the status to exit with.

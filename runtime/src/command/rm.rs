@@ -15,14 +15,14 @@ use crate::control::Request;
 /// Removes containers that have ended.
 pub fn rm(directories: &Directories, arguments: &RmArguments) -> Result<u8> {
     for_each(directories, &arguments.containers, |mut found| {
-        if found.state.is_alive() {
-            if !arguments.force {
-                bail!(
-                    "container {} is {} (stop it first, or use --force)",
-                    found.record.name,
-                    found.state.word()
-                );
-            }
+        if found.state.is_alive() && !arguments.force {
+            bail!(
+                "container {} is {} (stop it first, or use --force)",
+                found.record.name,
+                found.state.word()
+            );
+        }
+        if found.is_held && arguments.force {
             put_to_death(&mut found)?;
         } else if arguments.force && found.is_held {
             // Whoever reads what is left of its output is not waited for.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How containers are ended and removed.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_tests::{Host, Image};
@@ -75,6 +78,113 @@ fn container_whose_agent_hangs_is_ended_with_its_machine() {
 
     host.await_status("c", "its machine was ended");
     host.run(&["rm", "c"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
+fn several_containers_are_stopped_at_once() {
+    let host = Host::with_shared_images();
+    let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
+    for name in ["a", "b", "c"] {
+        start(&host, name, Image::BUSYBOX, stubborn);
+    }
+    let began = Instant::now();
+
+    let stopped = host.run(&["stop", "--time", "3", "a", "b", "c"]).expect(0);
+
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(stopped.text(), "a\nb\nc");
+    host.run(&["rm", "a", "b", "c"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
+fn container_whose_output_nobody_reads_has_ended_and_can_be_removed() {
+    let host = Host::with_shared_images();
+    let run = host
+        .container(Image::BUSYBOX)
+        .kept()
+        .option("--name", "c")
+        .shell("yes | head -c 200000; exit 3")
+        .start();
+
+    host.await_status("c", "exited (3)");
+    host.run(&["rm", "--force", "c"]).expect(0);
+
+    run.finish().expect(3);
+    host.assert_clean();
+}
+
+#[test]
+fn guest_that_hangs_is_left_by_the_third_signal() {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(Image::BUSYBOX)
+        .shell("echo ready; sleep 1000")
+        .start();
+    assert_eq!(run.line(), "ready");
+    let vmm = host.process_of("role:vmm");
+    // SAFETY: the process is one of this host's.
+    assert_eq!(unsafe { libc::kill(vmm, libc::SIGSTOP) }, 0);
+
+    for _ in 0..3 {
+        run.signal(libc::SIGINT);
+        thread::sleep(Duration::from_millis(2500));
+    }
+
+    run.finish()
+        .expect(137)
+        .says_once(&["the next signal ends its machine"]);
+    host.assert_clean();
+}
+
+/// Each is given up by whoever asked: all they leave must not keep others from ending the machine.
+#[test]
+fn container_whose_agent_was_asked_too_much_can_be_ended() {
+    let host = Host::with_shared_images();
+    start(&host, "c", Image::BUSYBOX, FOREVER);
+    let vmm = host.process_of("role:vmm");
+    // SAFETY: the process is one of this host's.
+    assert_eq!(unsafe { libc::kill(vmm, libc::SIGSTOP) }, 0);
+    let control = host.control();
+    let ask = |request: &str| {
+        let mut connection = UnixStream::connect(&control).unwrap();
+        connection.write_all(request.as_bytes()).unwrap();
+        connection
+    };
+
+    for _ in 0..600 {
+        ask("{\"request\":\"usage\"}\n");
+    }
+    let _held: Vec<_> = (0..300)
+        .map(|_| ask("{\"request\":\"console\"}\n"))
+        .collect();
+    host.run(&["kill", "c"]).expect(0);
+
+    host.await_status("c", "its machine was ended");
+    host.run(&["rm", "c"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
+fn what_is_not_understood_is_told_with_the_version() {
+    let host = Host::with_shared_images();
+    start(&host, "c", Image::BUSYBOX, FOREVER);
+    let mut connection = UnixStream::connect(host.control()).unwrap();
+
+    connection.write_all(b"{\"request\":\"future\"}\n").unwrap();
+
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.contains("of coracle, which does not know"),
+        "{answer}"
+    );
+    host.run(&["rm", "-f", "c"]).expect(0);
     host.assert_clean();
 }
 
