@@ -156,6 +156,7 @@ kernel: guest ## Build the small kernel, which guests start from where it is the
 	@mkdir -p $(GUEST)/small
 	@$(GUEST_TOOL) vmlinux --vmlinuz $(TARGET)/kernel/vmlinux --output $(GUEST)/small/vmlinux
 	@$(GUEST_TOOL) initramfs --agent $(AGENT) --output $(GUEST)/small/initramfs.cpio
+	@cp guest/kernel/command-line $(GUEST)/small/
 
 .PHONY: images
 images: programs ## Make the test images

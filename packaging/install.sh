@@ -53,7 +53,7 @@ remove() {
     while read -r file; do
         rm -f "$destination$file"
     done <"$1"
-    for folder in "$prefix/lib/coracle/modules" "$documents"; do
+    for folder in "$prefix/lib/coracle/modules" "$prefix/lib/coracle/small" "$documents"; do
         [ ! -d "$destination$folder" ] || rmdir --ignore-fail-on-non-empty "$destination$folder"
     done
 }

@@ -14,9 +14,9 @@ fail() {
 }
 
 # Stands for what is built.
-mkdir -p "$place/built/guest/modules" "$place/built/share/man/man1" "$place/built/share/bash-completion/completions" \
+mkdir -p "$place/built/guest/modules" "$place/built/guest/small" "$place/built/share/man/man1" "$place/built/share/bash-completion/completions" \
     "$place/built/share/zsh/site-functions" "$place/built/share/fish/vendor_completions.d"
-for file in coracle guest/vmlinux guest/initramfs.cpio guest/modules/one.ko guest/modules/two.ko \
+for file in coracle guest/vmlinux guest/initramfs.cpio guest/modules/one.ko guest/modules/two.ko guest/small/vmlinux \
     share/man/man1/coracle.1 share/bash-completion/completions/coracle share/zsh/site-functions/_coracle \
     share/fish/vendor_completions.d/coracle.fish; do
     echo "$file" >"$place/built/$file"
@@ -34,6 +34,7 @@ script install
 first=$(everything)
 [ -x "$root/usr/bin/coracle" ] || fail "no executable"
 [ -f "$root/usr/lib/coracle/modules/two.ko" ] || fail "no module"
+[ -f "$root/usr/lib/coracle/small/vmlinux" ] || fail "no small kernel"
 cmp "$config" "$here/../runtime/src/config/config.toml" || fail "no configuration"
 
 script install

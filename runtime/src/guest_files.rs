@@ -5,9 +5,11 @@
 //! <guest>/vmlinux, initramfs.cpio     a distribution's kernel, and the modules that it needs to start
 //! <guest>/modules                     the rest of its modules, which guests load when they want them
 //! <guest>/small/vmlinux, …            a kernel made for these machines, without modules: used where it is there
+//! <guest>/small/command-line          what that kernel is told, in place of what a distribution's is
 //! ```
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -21,13 +23,17 @@ const INITRAMFS: &str = "initramfs.cpio";
 const SMALL: &str = "small";
 /// Where modules are, beside the kernel they are for.
 const MODULES: &str = "modules";
+/// Name of the file with a kernel's own words, beside it.
+const COMMAND_LINE: &str = "command-line";
+/// The most bytes of it.
+const COMMAND_LINE_LIMIT: u64 = 1024;
 
 /// The files a guest starts from.
 pub struct GuestFiles {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// Whether modules beside the kernel are the kernel's: who names one, names a file, not what is around it.
-    has_modules: bool,
+    /// Whether what is beside the kernel is the kernel's: who names one, names a file, not what is around it.
+    is_installed: bool,
 }
 
 impl GuestFiles {
@@ -43,7 +49,7 @@ impl GuestFiles {
             |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
         let installed = directory.join(KERNEL);
         Self {
-            has_modules: kernel.is_none_or(|named| named == installed),
+            is_installed: kernel.is_none_or(|named| named == installed),
             kernel: pick(kernel, KERNEL),
             initramfs: pick(initramfs, INITRAMFS),
         }
@@ -52,7 +58,29 @@ impl GuestFiles {
     /// The directory of the kernel's modules, if it has any: a kernel of the guest directory.
     pub fn modules(&self) -> Option<PathBuf> {
         let modules = self.kernel.parent()?.join(MODULES);
-        (self.has_modules && modules.is_dir()).then_some(modules)
+        (self.is_installed && modules.is_dir()).then_some(modules)
+    }
+
+    /// What the kernel is to be told of its own, if that is known: of a kernel of the guest directory.
+    pub fn command_line(&self) -> Result<Option<String>> {
+        let path = self.kernel.with_file_name(COMMAND_LINE);
+        if !self.is_installed {
+            return Ok(None);
+        }
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            outcome => outcome,
+        };
+        let mut words = String::new();
+        file.and_then(|file| file.take(COMMAND_LINE_LIMIT + 1).read_to_string(&mut words))
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let words = words.trim();
+        ensure!(
+            words.len() as u64 <= COMMAND_LINE_LIMIT && !words.contains(char::is_control),
+            "{} is not one line of at most {COMMAND_LINE_LIMIT} bytes",
+            path.display()
+        );
+        Ok(Some(words.to_owned()))
     }
 
     /// Opens the kernel for reading.
@@ -154,5 +182,38 @@ mod tests {
 
         assert_eq!(named.modules(), None);
         assert!(installed.modules().is_some());
+    }
+
+    #[test]
+    fn what_a_kernel_is_told_is_beside_the_installed_one_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let kernel = directory.path().join("vmlinux");
+        let files = GuestFiles::find(directory.path(), None, None);
+        let before = files.command_line().unwrap();
+
+        std::fs::write(directory.path().join("command-line"), "a=1 b\n").unwrap();
+
+        assert_eq!(before, None);
+        assert_eq!(files.command_line().unwrap().as_deref(), Some("a=1 b"));
+        let other = GuestFiles::find(Path::new("/other"), Some(&kernel), None);
+        assert_eq!(other.command_line().unwrap(), None);
+    }
+
+    #[rstest]
+    #[case::two_lines("a\nb".to_owned())]
+    #[case::endless("a".repeat(1025))]
+    fn command_line_that_is_none_is_refused(#[case] words: String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("command-line");
+        std::fs::write(&path, words).unwrap();
+
+        let error = GuestFiles::find(directory.path(), None, None)
+            .command_line()
+            .unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            format!("{} is not one line of at most 1024 bytes", path.display())
+        );
     }
 }

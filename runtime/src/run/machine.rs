@@ -29,15 +29,17 @@ use crate::roles::Role;
 
 /// What every guest's kernel is told, besides what its plan says.
 ///
-/// Errors from before the console's driver go to the serial port, the rest to the console. Mounts,
-/// namespaces and cgroups do not wait for RCU's leisurely grace periods. That the formats of trace events name numbers
-/// by words, and that each kind of kernel memory has a directory in sysfs, which nobody reads in a sandbox, would be a
-/// tenth of the boot. The other words keep the kernel from
+/// Mounts, namespaces and cgroups do not wait for RCU's leisurely grace periods. Most other words keep the kernel from
 /// probing what this machine does not have.
-const COMMAND_LINE: &str = "quiet console=hvc0 earlycon=uart8250,io,0x3f8 reboot=k 8250.nr_uarts=0 i8042.noaux \
-                            i8042.nomux i8042.dumbkbd cryptomgr.notests tsc=reliable no_timer_check pci=off \
-                            random.trust_cpu=on rcupdate.rcu_expedited=1 \
-                            initcall_blacklist=trace_eval_init,slab_sysfs_init";
+const COMMAND_LINE: &str = "quiet console=hvc0 reboot=k tsc=reliable no_timer_check pci=off random.trust_cpu=on \
+                            rcupdate.rcu_expedited=1";
+/// What a kernel is told as well that does not come with words of its own.
+///
+/// Errors from before the console's driver go to the serial port. That the formats of trace events name numbers by
+/// words, and that each kind of kernel memory has a directory in sysfs, which nobody reads in a sandbox, would be a
+/// tenth of the boot.
+const DISTRIBUTIONS: &str = "earlycon=uart8250,io,0x3f8 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd \
+                             cryptomgr.notests initcall_blacklist=trace_eval_init,slab_sysfs_init";
 /// What the kernel of a machine with one processor is told as well: to leave in the code what only more need, which is
 /// cheaper than to take it out at each boot.
 const ONE_PROCESSOR: &str = "noreplace-smp";
@@ -74,6 +76,7 @@ impl Machine {
     ) -> Result<Self> {
         let kernel = guest.open_kernel()?;
         let initramfs = guest.open_initramfs()?;
+        let command_line = guest.command_line()?;
         let network = network
             .finish()
             .context("cannot make a network namespace")?;
@@ -94,6 +97,7 @@ impl Machine {
             Files {
                 kernel: kernel.into(),
                 initramfs: initramfs.into(),
+                command_line,
                 serial,
                 console: log,
                 keyboard: input.into(),
@@ -238,9 +242,9 @@ fn start_fs(
 }
 
 /// What the guest's kernel is told.
-fn command_line(plan: &SandboxPlan) -> String {
+fn command_line(plan: &SandboxPlan, own: Option<&str>) -> String {
     let one_processor = (plan.vm.vcpus == 1).then_some(ONE_PROCESSOR);
-    [COMMAND_LINE]
+    [COMMAND_LINE, own.unwrap_or(DISTRIBUTIONS)]
         .into_iter()
         .chain(one_processor)
         .chain(plan.kernel_arguments.iter().map(String::as_str))
@@ -252,6 +256,8 @@ fn command_line(plan: &SandboxPlan) -> String {
 struct Files {
     kernel: OwnedFd,
     initramfs: OwnedFd,
+    /// What this kernel is told of its own.
+    command_line: Option<String>,
     console: OwnedFd,
     keyboard: OwnedFd,
     serial: OwnedFd,
@@ -296,7 +302,7 @@ impl Numbered {
         let kernel = self.add(files.kernel);
         let config = Config {
             initrd: Some(self.add(files.initramfs)),
-            cmdline: command_line(plan),
+            cmdline: command_line(plan, files.command_line.as_deref()),
             console_log: Some(self.add(files.console)),
             console_input: Some(self.add(files.keyboard)),
             serial_log: Some(self.add(files.serial)),

@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use libc::c_long;
 
-use super::program::Call;
 use crate::Config;
+use coracle_seccomp::Call;
 
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u32 = 0xae80;

@@ -9,17 +9,16 @@
 //! sockets, and signals go to this process only.
 
 mod lists;
-mod program;
 mod violation;
 
-use program::compile;
+use coracle_seccomp::{Otherwise, compile};
 use seccompiler::BpfProgram;
 use thiserror::Error;
 use vmm_sys_util::errno;
 
+pub use coracle_seccomp::TooLong;
 use lists::List;
 pub(crate) use lists::Uses;
-pub use program::TooLong;
 pub use violation::VIOLATION_STATUS;
 pub(crate) use violation::report_to;
 
@@ -90,7 +89,7 @@ pub(crate) struct Filter {
 
 impl Filter {
     fn compile(threads: &'static str, list: List) -> Result<Self, FilterError> {
-        match compile(list.into_calls()) {
+        match compile(list.into_calls(), Otherwise::Trap) {
             Ok(program) => Ok(Self { threads, program }),
             Err(source) => Err(FilterError::Compile { threads, source }),
         }

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From a list of allowed system calls to the program that the kernel runs at each call.
-//!
-//! Starting a machine takes about a millisecond, and attaching a filter is a part of it that grows with the filter:
-//! the kernel checks, translates and compiles it, and tries it on every system call there is. So the calls are
-//! found by bisection, in a program a third as long as one comparison after another with a verdict behind each.
+#![doc = include_str!("../README.md")]
 
 use std::fmt;
 
@@ -27,6 +23,15 @@ const TRAP: u32 = 0x0003_0000;
 /// `SECCOMP_RET_KILL_PROCESS`.
 const KILL: u32 = 0x8000_0000;
 
+/// What becomes of a call that is not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The thread gets SIGSYS, whose handler may say which call it was (`SECCOMP_RET_TRAP`).
+    Trap,
+    /// The process ends (`SECCOMP_RET_KILL_PROCESS`).
+    KillProcess,
+}
+
 /// Loads a word of `struct seccomp_data`.
 const LOAD: u16 = 0x20;
 /// Masks what was loaded.
@@ -45,7 +50,7 @@ const ROW: usize = 2;
 
 /// A system call that may be made.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub struct Call {
     number: u32,
     condition: Option<Condition>,
 }
@@ -60,7 +65,8 @@ struct Condition {
 
 impl Call {
     /// Allowed with all arguments.
-    pub(super) fn any(number: c_long) -> Self {
+    #[must_use]
+    pub fn any(number: c_long) -> Self {
         Self {
             // System call numbers are small and positive; one that is not would match nothing.
             number: u32::try_from(number).unwrap_or(u32::MAX),
@@ -69,12 +75,14 @@ impl Call {
     }
 
     /// Allowed if `argument`, counted from 0, is one of `values`.
-    pub(super) fn with(number: c_long, argument: u32, values: &[u32]) -> Self {
+    #[must_use]
+    pub fn with(number: c_long, argument: u32, values: &[u32]) -> Self {
         Self::masked(number, argument, u32::MAX, values)
     }
 
     /// Allowed if none of the bits in `mask` is set in `argument`.
-    pub(super) fn without(number: c_long, argument: u32, mask: u32) -> Self {
+    #[must_use]
+    pub fn without(number: c_long, argument: u32, mask: u32) -> Self {
         Self::masked(number, argument, mask, &[0])
     }
 
@@ -102,22 +110,30 @@ impl fmt::Display for TooLong {
 
 impl std::error::Error for TooLong {}
 
-/// The program that allows `calls`, each named once, and traps all others.
-pub(super) fn compile(mut calls: Vec<Call>) -> Result<BpfProgram, TooLong> {
+/// The program that allows `calls`, each named once, and does as `otherwise` says with all others. A call of another
+/// architecture ends the process.
+///
+/// # Errors
+///
+/// If there are more calls than its jumps reach over, of 255 instructions: about 240.
+pub fn compile(mut calls: Vec<Call>, otherwise: Otherwise) -> Result<BpfProgram, TooLong> {
     calls.sort_unstable_by_key(|call| call.number);
     // Written from its end to its beginning: where a jump goes is then known when it is written.
     let mut program = Backwards::new();
     let allow = program.push(RETURN, ALLOW);
-    let trap = program.push(RETURN, TRAP);
     let kill = program.push(RETURN, KILL);
+    let refuse = match otherwise {
+        Otherwise::Trap => program.push(RETURN, TRAP),
+        Otherwise::KillProcess => kill,
+    };
     let targets: Vec<_> = calls
         .iter()
         .map(|call| match &call.condition {
             None => Ok((call.number, allow)),
-            Some(condition) => Ok((call.number, program.condition(condition, allow, trap)?)),
+            Some(condition) => Ok((call.number, program.condition(condition, allow, refuse)?)),
         })
         .collect::<Result<_, _>>()?;
-    program.search(&targets, trap)?;
+    program.search(&targets, refuse)?;
     program.push(LOAD, NUMBER);
     program.jump_if(JUMP_EQUAL, ARCH_X86_64, None, Some(kill))?;
     program.push(LOAD, ARCH);
@@ -181,14 +197,14 @@ impl Backwards {
         &mut self,
         condition: &Condition,
         allow: Label,
-        trap: Label,
+        refuse: Label,
     ) -> Result<Label, TooLong> {
         let targets: Vec<_> = condition
             .values
             .iter()
             .map(|value| (*value, allow))
             .collect();
-        self.compare(&targets, trap)?;
+        self.compare(&targets, refuse)?;
         if condition.mask != u32::MAX {
             self.push(AND, condition.mask);
         }
@@ -250,21 +266,29 @@ mod tests {
 
     #[test]
     fn another_architecture_is_killed() {
-        let program = compile(vec![Call::any(0)]).unwrap();
+        let program = compile(vec![Call::any(0)], Otherwise::Trap).unwrap();
 
         assert_eq!(verdict(&program, 0x4000_0003, 0, [0; 6]), KILL);
     }
 
     #[test]
     fn empty_list_allows_nothing() {
-        let program = compile(Vec::new()).unwrap();
+        let program = compile(Vec::new(), Otherwise::Trap).unwrap();
 
         assert_eq!(verdict(&program, ARCH_X86_64, 0, [0; 6]), TRAP);
     }
 
     #[test]
+    fn what_is_not_allowed_may_end_the_process() {
+        let program = compile(vec![Call::any(1)], Otherwise::KillProcess).unwrap();
+
+        assert_eq!(verdict(&program, ARCH_X86_64, 0, [0; 6]), KILL);
+        assert_eq!(verdict(&program, ARCH_X86_64, 1, [0; 6]), ALLOW);
+    }
+
+    #[test]
     fn argument_without_a_possible_value_allows_nothing() {
-        let program = compile(vec![Call::with(5, 0, &[])]).unwrap();
+        let program = compile(vec![Call::with(5, 0, &[])], Otherwise::Trap).unwrap();
 
         assert!(!is_allowed(&program, 5, [0; 6]));
     }
@@ -276,7 +300,11 @@ mod tests {
     #[case::another_value([0, 8, 0, 0, 0, 0], false)]
     #[case::value_in_another_argument([7, 0, 7, 7, 7, 7], false)]
     fn argument_has_to_be_one_of_the_values(#[case] arguments: [u64; 6], #[case] expected: bool) {
-        let program = compile(vec![Call::with(5, 1, &[7, 9]), Call::any(6)]).unwrap();
+        let program = compile(
+            vec![Call::with(5, 1, &[7, 9]), Call::any(6)],
+            Otherwise::Trap,
+        )
+        .unwrap();
 
         assert_eq!(is_allowed(&program, 5, arguments), expected);
     }
@@ -287,7 +315,7 @@ mod tests {
     #[case::the_bit([0, 0, 4, 0, 0, 0], false)]
     #[case::the_bit_among_others([0, 0, 7, 0, 0, 0], false)]
     fn argument_must_not_have_the_bit(#[case] arguments: [u64; 6], #[case] expected: bool) {
-        let program = compile(vec![Call::without(9, 2, 4)]).unwrap();
+        let program = compile(vec![Call::without(9, 2, 4)], Otherwise::Trap).unwrap();
 
         assert_eq!(is_allowed(&program, 9, arguments), expected);
     }
@@ -296,7 +324,7 @@ mod tests {
     fn list_too_long_for_its_jumps_is_refused() {
         let calls = (0..300).map(Call::any).collect();
 
-        assert_eq!(compile(calls).err(), Some(TooLong));
+        assert_eq!(compile(calls, Otherwise::Trap).err(), Some(TooLong));
     }
 
     proptest! {
@@ -304,7 +332,7 @@ mod tests {
         fn exactly_the_listed_calls_are_allowed(listed in prop::collection::btree_set(0u32..500, 0..60)) {
             let calls = listed.iter().map(|number| Call::any((*number).into())).collect();
 
-            let program = compile(calls).unwrap();
+            let program = compile(calls, Otherwise::Trap).unwrap();
 
             for number in (0..500).chain([u32::MAX, 1 << 30]) {
                 prop_assert_eq!(is_allowed(&program, number, [0; 6]), listed.contains(&number));
