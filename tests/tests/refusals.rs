@@ -30,6 +30,7 @@ fn assert_refused(host: &Host, run: Finished, status: i32, words: &[&str]) {
 #[case::before_a_pull_memory(&["--memory", "8", "registry.invalid/image"], 125, &["8 MiB"])]
 #[case::before_a_pull_hostname(&["--hostname", "a b", "registry.invalid/image"], 125, &["a b", "host name"])]
 #[case::before_a_pull_volumes(&["-v", "/etc:/data", "-v", "/tmp:/data", "registry.invalid/image"], 125, &["two volumes", "/data"])]
+#[case::before_a_pull_disk(&["--disk", "/no/such/disk:/data", "registry.invalid/image"], 125, &["/no/such/disk"])]
 #[case::port_without_a_network(&["--network", "none", "-p", "80:80", "BUSYBOX", "true"], 125, &["--publish needs a network"])]
 #[case::address_without_a_network(&["--network", "none", "--ip", "10.0.0.2/24", "BUSYBOX", "true"], 125, &["--ip needs a network"])]
 #[case::none_beside_another(&["--network", "none", "--network", "host-nat", "BUSYBOX", "true"], 125, &["none cannot be beside others"])]

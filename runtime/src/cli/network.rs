@@ -14,13 +14,17 @@ use crate::config::Config;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArguments {
-    /// `host-nat`: through the host, as the host; `none`; NAME: what the CNI configuration of that name makes;
+    /// `host-nat`: through the host, as the host; `none`: only the machine's own loopback; NAME: what the CNI configuration of that name makes;
     /// `bridge:BRIDGE`: a port of a Linux or Open vSwitch bridge; `tap:INTERFACE`: a tap that is there. May be given
     /// several times [default: host-nat, unless the configuration says otherwise]
     #[arg(long, value_name = "NETWORK")]
     pub network: Vec<Network>,
-    /// Have a port of the host lead into the container
-    #[arg(short, long, value_name = "[[HOST_IP:]HOST_PORT:]PORT[/tcp|udp]")]
+    /// Have ports of the host lead into the container: a free one for each where none is named
+    #[arg(
+        short,
+        long,
+        value_name = "[HOST_IP:][HOST_PORT[-LAST]:]PORT[-LAST][/tcp|/udp]"
+    )]
     pub publish: Vec<PortMapping>,
     /// Address in the first network, with the length of its prefix; one of IPv4 and one of IPv6
     #[arg(long, value_name = "ADDRESS/LENGTH")]

@@ -19,6 +19,9 @@ use crate::container::Name;
 ///
 /// Once its command has run, a container stays after its end, for its log, its files and what it
 /// was, until it is removed by `coracle rm`, or at once with --rm.
+///
+/// Signals go to the container, those excepted that coracle was started to ignore (nohup). While the container starts
+/// they end the run.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       coracle run [OPTIONS] --rootfs DIR [COMMAND]...",
@@ -41,7 +44,7 @@ pub struct RunArguments {
         value_name = "COMMAND"
     )]
     pub rest: Vec<String>,
-    /// When to get the image from its registry
+    /// When to get the image from its registry; for images by name
     #[arg(
         long,
         value_name = "WHEN",
@@ -54,19 +57,19 @@ pub struct RunArguments {
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
 
-    /// Give the container our standard input
+    /// Give the container our standard input; in the background, one that stays open and on which nothing comes
     #[arg(short, long, help_heading = "Life")]
     pub interactive: bool,
-    /// Give the container a terminal
+    /// Give the container a terminal: ours with -i, in the background one that nobody is at
     #[arg(short, long, help_heading = "Life")]
     pub tty: bool,
-    /// Run in the background: print the container's id once it runs
+    /// Run in the background: print the container's id once it runs, and let `coracle logs` show what it puts out
     #[arg(short, long, help_heading = "Life")]
     pub detach: bool,
     /// What to call the container
     #[arg(long, value_name = "NAME", help_heading = "Life")]
     pub name: Option<Name>,
-    /// Remove the container when it has ended
+    /// Remove the container when it has ended; what it writes need not survive a crash of the host, and is not synced
     #[arg(long = "rm", help_heading = "Life")]
     pub remove: bool,
 
@@ -92,16 +95,17 @@ pub struct RunArguments {
     /// Host name of the container [default: its id]
     #[arg(long, value_name = "NAME", help_heading = "Inside the container")]
     pub hostname: Option<String>,
-    /// Share a file or directory of the host with the container
+    /// Share a file or directory of the host with the container, to be written unless `:ro` says otherwise
     #[arg(
         short,
         long,
-        value_name = "SRC:DST[:ro]",
+        value_name = "SRC:DST[:ro|:rw]",
         help_heading = "Inside the container"
     )]
     pub volume: Vec<Volume>,
 
-    /// Give the container a raw disk image or block device: its file system at DST, or, below /dev, the device itself
+    /// Give the container a raw disk image or a block device that the host does not use: its file system at DST, or,
+    /// below /dev, the device itself
     #[arg(
         long,
         value_name = "FILE:DST[:ro][:fs=TYPE]",
@@ -112,22 +116,24 @@ pub struct RunArguments {
     #[command(flatten)]
     pub network: NetworkArguments,
 
-    /// Memory of the virtual machine, in MiB [default: 256, unless the configuration says otherwise]
+    /// Memory of the virtual machine, in MiB, 96 at least [default: 256, unless the configuration says otherwise]
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     pub memory: Option<u64>,
     /// Virtual CPUs, 1 to 32 [default: 1, unless the configuration says otherwise]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Machine")]
     pub cpus: Option<u8>,
-    /// Guest kernel: a bzImage, or an uncompressed vmlinux with a PVH entry [default: that of the guest directory]
+    /// Guest kernel: a bzImage, or an uncompressed vmlinux with a PVH entry. It has the modules of its initial file
+    /// system alone [default: that of the guest directory]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
     /// Initial file system of the guest, which holds the agent [default: initramfs.cpio of the guest directory]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub initrd: Option<PathBuf>,
-    /// How long the guest may take to answer, in seconds [default: 60, unless the configuration says otherwise]
+    /// How long the guest may take to start, in seconds; with --gdb, as long as it likes [default: 60, unless the configuration says otherwise]
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Machine")]
     pub boot_timeout: Option<Duration>,
-    /// Have gdb find the machine at a Unix socket that is made here (gdb: `target remote SOCKET`)
+    /// Have gdb find the machine at a Unix socket that is made here, for this user alone, and removed with the run (gdb:
+    /// `target remote SOCKET`)
     #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
     pub gdb: Option<PathBuf>,
     /// Start the guest only once gdb is there

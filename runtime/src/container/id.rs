@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of an id, of two hexadecimal digits each.
 const ID_BYTES: usize = 6;
-/// The most characters of a name: it is the container's host name too.
+/// The most characters of a name: those of a host name's part.
 const NAME_LENGTH: usize = 63;
 
 /// A container's id, unique on its host: 12 lower-case hexadecimal digits.

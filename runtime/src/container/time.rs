@@ -23,7 +23,7 @@ impl Time {
         self.0.elapsed().unwrap_or_default()
     }
 
-    /// How long ago it was, in words of two units at most: `3 min`, `2 d`.
+    /// How long ago it was, in one unit: `3 min`, `2 d`.
     pub fn ago(self) -> String {
         let seconds = self.age().as_secs();
         match seconds {

@@ -70,18 +70,24 @@ impl Devices {
     }
 }
 
-fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
-    let what = || format!("cannot use the disk {}", disk.source.display());
-    // What is neither file nor block device might wait for somebody once it is opened, or do something: it is looked at
-    // before, and what is opened is what was looked at.
+/// Finds what is to be a disk. What is neither file nor block device might wait for somebody once it is opened, or do
+/// something: it is looked at before, and what is opened then is what was looked at.
+pub fn find_disk(source: &Path) -> Result<(OwnedFd, FileType)> {
+    let what = || format!("cannot use the disk {}", source.display());
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let found = open(&disk.source, flags, Mode::empty()).with_context(what)?;
+    let found = open(source, flags, Mode::empty()).with_context(what)?;
     let kind = FileType::from_raw_mode(fstat(&found).with_context(what)?.st_mode);
     ensure!(
         matches!(kind, FileType::RegularFile | FileType::BlockDevice),
         "{}: it is neither a regular file nor a block device",
         what()
     );
+    Ok((found, kind))
+}
+
+fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
+    let what = || format!("cannot use the disk {}", disk.source.display());
+    let (found, kind) = find_disk(&disk.source)?;
     let path = format!("/proc/self/fd/{}", found.as_raw_fd());
     let access = match disk.read_only {
         true => OFlags::RDONLY,

@@ -111,6 +111,9 @@ fn check(directories: &Directories, config: &Config, arguments: &RunArguments) -
         "standard input is no terminal, so the container's cannot be one (leave out -t)"
     );
     wishes::check(arguments, config)?;
+    for disk in &arguments.disk {
+        devices::find_disk(&disk.source)?;
+    }
     let guest = guest_files(directories, arguments);
     guest.open_kernel()?;
     guest.open_initramfs()?;
