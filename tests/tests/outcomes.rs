@@ -232,3 +232,24 @@ fn background_that_is_killed_while_it_starts_is_told_of() {
         .says_once(&["was killed (signal 9)"]);
     host.assert_clean();
 }
+
+#[test]
+fn processes_of_the_machine_are_in_no_session_of_the_callers() {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(Image::BUSYBOX)
+        .interactive()
+        .shell("echo up; read x")
+        .start();
+    assert_eq!(run.line(), "up");
+    // SAFETY: the call only asks.
+    let session = |process| unsafe { libc::getsid(process) };
+
+    let others = ["role:vmm", "role:fs"].map(|role| session(host.process_of(role)));
+
+    let ours = session(run.id());
+    drop(run.stdin());
+    run.finish();
+    assert!(ours > 0 && others.iter().all(|other| *other > 0 && *other != ours));
+    host.assert_clean();
+}

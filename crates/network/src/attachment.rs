@@ -107,7 +107,7 @@ pub struct Attachment {
 ///
 /// What could not be made; then nothing of it is left.
 pub fn attach(request: &Request<'_>) -> Result<Attachment, NetworkError> {
-    check(request)?;
+    request.check()?;
     let machine = Machine::take(request.config, request.id)?;
     let left = machine.read()?;
     remove_recorded(request.config, request.id, &left, None)?;
@@ -491,18 +491,25 @@ fn route_socket() -> Result<Socket, NetworkError> {
 }
 
 /// Refuses what needs no attempt.
-fn check(request: &Request<'_>) -> Result<(), NetworkError> {
-    for network in request.networks {
-        match network {
-            Network::Bridge(name) | Network::Tap(name) => crate::name::check_interface(name)?,
-            Network::Named(name) => crate::name::check_network(name)?,
-            Network::None | Network::HostNat => {}
+impl Request<'_> {
+    /// Looks for what no host can honour: [`attach`] does so first, and changes nothing where it fails.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be honoured.
+    pub fn check(&self) -> Result<(), NetworkError> {
+        for network in self.networks {
+            match network {
+                Network::Bridge(name) | Network::Tap(name) => crate::name::check_interface(name)?,
+                Network::Named(name) => crate::name::check_network(name)?,
+                Network::None | Network::HostNat => {}
+            }
         }
+        check_addressing(
+            self.networks.first().unwrap_or(&Network::None),
+            self.addressing,
+        )
     }
-    check_addressing(
-        request.networks.first().unwrap_or(&Network::None),
-        request.addressing,
-    )
 }
 
 /// What a user chooses is honoured or refused, never passed over.

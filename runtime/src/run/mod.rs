@@ -222,7 +222,7 @@ impl<'r> Run<'r> {
             &guest_files(directories, arguments),
         )?;
         let networks = arguments.network.networks(config)?;
-        let attachment = network::make(directory.id(), &networks, &arguments.network, config)?;
+        let attachment = network::make(directory.id(), &arguments.network, config)?;
         record.note_network(&networks, attachment.as_ref());
         etc::write(&plan, directory.id(), attachment.as_ref())?;
         record.write(directory.container())?;

@@ -15,33 +15,61 @@ use crate::cli::NetworkArguments;
 use crate::config::Config;
 use crate::container::Id;
 
-/// Makes the networks, of which the arguments say more; nothing where there are none.
-pub fn make(
-    id: &Id,
-    networks: &[Network],
-    arguments: &NetworkArguments,
-    config: &Config,
-) -> Result<Option<Attachment>> {
-    if networks.is_empty() {
+/// What the user wants of networks, as they are asked for.
+struct Wishes {
+    networks: Vec<Network>,
+    addressing: Addressing,
+    dns: DnsOverrides,
+}
+
+impl Wishes {
+    fn new(arguments: &NetworkArguments, config: &Config) -> Result<Self> {
+        Ok(Self {
+            networks: arguments.networks(config)?,
+            addressing: Addressing {
+                addresses: arguments.ip.clone(),
+                gateways: arguments.gateway.clone(),
+                mac: arguments.mac,
+                mtu: None,
+            },
+            dns: DnsOverrides {
+                nameservers: arguments.dns.clone(),
+                search: arguments.dns_search.clone(),
+                options: Vec::new(),
+            },
+        })
+    }
+
+    fn request<'r>(
+        &'r self,
+        id: &'r str,
+        arguments: &'r NetworkArguments,
+        config: &'r Config,
+    ) -> Request<'r> {
+        Request {
+            id,
+            networks: &self.networks,
+            ports: &arguments.publish,
+            addressing: &self.addressing,
+            dns: &self.dns,
+            config: &config.network,
+        }
+    }
+}
+
+/// Refuses what no host can honour.
+pub fn check(arguments: &NetworkArguments, config: &Config) -> Result<()> {
+    let wishes = Wishes::new(arguments, config)?;
+    Ok(wishes.request("rehearsal", arguments, config).check()?)
+}
+
+/// Makes the networks; nothing where there are none.
+pub fn make(id: &Id, arguments: &NetworkArguments, config: &Config) -> Result<Option<Attachment>> {
+    let wishes = Wishes::new(arguments, config)?;
+    if wishes.networks.is_empty() {
         return Ok(None);
     }
-    let request = Request {
-        id: id.as_str(),
-        networks,
-        ports: &arguments.publish,
-        addressing: &Addressing {
-            addresses: arguments.ip.clone(),
-            gateways: arguments.gateway.clone(),
-            mac: arguments.mac,
-            mtu: None,
-        },
-        dns: &DnsOverrides {
-            nameservers: arguments.dns.clone(),
-            search: arguments.dns_search.clone(),
-            options: Vec::new(),
-        },
-        config: &config.network,
-    };
+    let request = wishes.request(id.as_str(), arguments, config);
     let attachment = attach(&request).context("cannot make the container's network")?;
     Ok(Some(attachment))
 }

@@ -10,6 +10,7 @@ use coracle_oci::plan::{self, SandboxPlan, VmShape};
 use coracle_oci::spec::{Overrides, TerminalSize};
 use coracle_oci::user::User;
 
+use super::network;
 use crate::cli::{Origin, RunArguments};
 use crate::config::Config;
 use crate::container::{Id, Record, RunDirectory, Status, Time};
@@ -17,7 +18,7 @@ use crate::{signal_names, terminal};
 
 /// Refuses what no image could make good, before one is pulled.
 pub fn check(arguments: &RunArguments, config: &Config) -> Result<()> {
-    arguments.network.networks(config)?;
+    network::check(&arguments.network, config)?;
     let mut overrides = overrides(arguments, None)?;
     if overrides.command.is_empty() {
         // The image may have one.
@@ -160,6 +161,7 @@ mod tests {
     #[case::volumes(&["-v/a:/d", "-v/b:/d", "image"], "two volumes or disks have the destination /d")]
     #[case::workdir(&["-w=tmp", "image"], "working directory `tmp` is not an absolute path")]
     #[case::variable(&["-e==x", "image"], "environment variable `=x` is not of the form NAME=VALUE")]
+    #[case::gateway(&["--network=host-nat", "--gateway=10.0.0.1", "image"], "network host-nat takes no gateway from the user: it has its own")]
     #[case::port(&["--network=none", "-p=80", "image"], "--publish needs a network, and the container has none")]
     fn what_no_image_makes_good_is_refused(#[case] words: &[&str], #[case] expected: &str) {
         assert_eq!(check_words(words).unwrap_err().to_string(), expected);
