@@ -14,7 +14,7 @@ use crate::firewall::{self, PREFIX};
 use crate::netlink::Socket;
 use crate::netlink::link::Link;
 use crate::request::NetworkConfig;
-use crate::state::{CommonLock, replace_file};
+use crate::state::{CommonLock, leftovers, replace_file};
 use crate::sysctl;
 
 /// What was changed.
@@ -78,6 +78,10 @@ pub(crate) fn turn_off(
     let Some(change) = read(config) else {
         return Ok(());
     };
+    // Some networks of machines that are left need it too.
+    if !leftovers(config)?.is_empty() {
+        return Ok(());
+    }
     let newcomer = forwarders(filter)?
         .into_iter()
         .find(|name| !change.forwarders.contains(name));

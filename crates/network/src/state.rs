@@ -11,7 +11,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 /// A record larger than this is none of ours.
 const MAX_RECORD: u64 = 16 << 20;
 
+/// Mode bits that let others write.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// What there is to remove of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -48,6 +51,18 @@ pub(crate) struct Record {
 pub(crate) struct OvsPort {
     pub(crate) bridge: String,
     pub(crate) port: String,
+}
+
+impl Record {
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        record.cni.iter().try_for_each(CniAttachment::validate)?;
+        let names = record.ovs.iter().flat_map(|ovs| [&ovs.bridge, &ovs.port]);
+        for name in names {
+            name::check_interface(name).map_err(|error| error.to_string())?;
+        }
+        Ok(record)
+    }
 }
 
 /// A file that is locked.
@@ -231,21 +246,24 @@ fn machines(config: &NetworkConfig) -> PathBuf {
     config.state.join("machines")
 }
 
+/// What there is to remove. A record that a power failure cut off, or that is none of ours, is no reason never to start a
+/// machine of that id again: the kernel has forgotten what it held by then.
 fn read_record(directory: &Path) -> Result<Record, NetworkError> {
     let path = directory.join("record");
-    let read = || -> io::Result<Option<Vec<u8>>> {
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_RECORD).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
+    let mut bytes = Vec::new();
+    match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+        file => file
+            .and_then(|file| file.take(MAX_RECORD).read_to_end(&mut bytes))
+            .map_err(failed(&path, "read it"))?,
     };
-    let Some(bytes) = read().map_err(failed(&path, "read it"))? else {
-        return Ok(Record::default());
-    };
-    serde_json::from_slice(&bytes).map_err(|error| failed(&path, "understand it")(error.into()))
+    Ok(Record::parse(&bytes).unwrap_or_else(|reason| {
+        tracing::error!(
+            "{}: {reason}: what CNI plugins and Open vSwitch hold for this machine stays",
+            path.display()
+        );
+        Record::default()
+    }))
 }
 
 /// Writes a file anew, whole or not at all; where it must last, a power failure is no exception.
@@ -265,15 +283,24 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8], must_last: bool) -> io::Re
     fs::rename(&temporary, path)
 }
 
+/// Makes a directory for its owner alone where it is missing. One that is there must be this user's, and closed to others'
+/// writing: what is in it says which programs are run.
 fn make_directory(path: &Path) -> Result<(), NetworkError> {
-    if path.is_dir() {
-        return Ok(());
-    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(failed(path, "make it"))
+        .map_err(failed(path, "make it"))?;
+    let metadata = fs::metadata(path).map_err(failed(path, "look at it"))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let reason = if owner != rustix::process::geteuid().as_raw() {
+        format!("it belongs to user {owner}")
+    } else if mode & OTHERS_WRITE != 0 {
+        format!("others may write to it (mode {mode:04o}): chmod go-w")
+    } else {
+        return Ok(());
+    };
+    Err(failed(path, "trust it")(io::Error::other(reason)))
 }
 
 fn open_lock(path: &Path) -> Result<File, NetworkError> {

@@ -48,13 +48,8 @@ impl ConfigurationList {
             .map_err(|error| format!("it is no JSON object: {error}"))?;
         let cni_version = version_of(&value)?;
         let name = match value.get("name") {
-            Some(Value::String(name)) if name::check_network(name).is_ok() => name.clone(),
-            Some(name) => {
-                return Err(format!(
-                    "its name {} is not valid",
-                    name::shorten(&name.to_string())
-                ));
-            }
+            Some(Value::String(name)) => name.clone(),
+            Some(name) => return Err(bad_name(&name.to_string())),
             None => return Err("it has no name".to_owned()),
         };
         let disable_check = is_true(value.get("disableCheck"));
@@ -69,13 +64,28 @@ impl ConfigurationList {
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err("its plugins are no list".to_owned()),
         };
-        if plugins.is_empty() || plugins.len() > MAX_PLUGINS {
+        let list = Self {
+            cni_version,
+            name,
+            disable_check,
+            plugins,
+        };
+        list.validate()?;
+        Ok(list)
+    }
+
+    /// Whether its names can be such: they become parts of paths.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        if name::check_network(&self.name).is_err() {
+            return Err(bad_name(&self.name));
+        }
+        if self.plugins.is_empty() || self.plugins.len() > MAX_PLUGINS {
             return Err(format!(
                 "it has {} plugins; 1 to {MAX_PLUGINS} are taken",
-                plugins.len()
+                self.plugins.len()
             ));
         }
-        for plugin in &plugins {
+        for plugin in &self.plugins {
             match plugin.get("type") {
                 Some(Value::String(kind)) if name::is_plugin_type(kind) => {}
                 Some(kind) => {
@@ -87,12 +97,7 @@ impl ConfigurationList {
                 None => return Err("one of its plugins has no type".to_owned()),
             }
         }
-        Ok(Self {
-            cni_version,
-            name,
-            disable_check,
-            plugins,
-        })
+        Ok(())
     }
 
     /// The list of this name: in the first directory that has one, in the first file by name.
@@ -199,6 +204,10 @@ impl ConfigurationList {
         }
         input.into()
     }
+}
+
+fn bad_name(name: &str) -> String {
+    format!("its name {} is not valid", name::shorten(name))
 }
 
 /// The type of a plugin of a list that was checked.

@@ -16,6 +16,7 @@ pub use result::CniResult;
 
 use crate::dns::Dns;
 use crate::error::NetworkError;
+use crate::name;
 use crate::port::PortMapping;
 use crate::request::{Addressing, NetworkConfig};
 use plugin::Invocation;
@@ -44,6 +45,12 @@ pub(crate) struct Arguments<'a> {
 impl CniAttachment {
     pub(crate) fn network(&self) -> &str {
         self.list.name()
+    }
+
+    /// Whether it may be acted upon: it was read from a file.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        name::check_interface(&self.interface).map_err(|error| error.to_string())?;
+        self.list.validate()
     }
 
     /// What the last plugin said, as far as it was valid.

@@ -33,7 +33,6 @@ const DUMP_ATTEMPTS: u32 = 8;
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -55,11 +54,7 @@ impl Socket {
             protocol,
         )?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TIMEOUT))?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; RECEIVE_BUFFER],
-        })
+        Ok(Self { fd, sequence: 0 })
     }
 
     /// Asks for a change, and waits until it is made.
@@ -216,16 +211,16 @@ impl Socket {
     where
         M: NetlinkDeserializable + Debug,
     {
+        // Not kept: some sockets stay open for as long as a machine runs.
+        let mut buffer = vec![0; RECEIVE_BUFFER];
         let received = rustix::io::retry_on_intr(|| {
-            rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)
-                .map(|(_, length)| length)
+            rustix::net::recv(&self.fd, &mut buffer[..], RecvFlags::TRUNC).map(|(_, length)| length)
         })
         .map_err(|error| match error {
             rustix::io::Errno::AGAIN => io::Error::from(io::ErrorKind::TimedOut),
             error => error.into(),
         })?;
-        let mut rest = self
-            .buffer
+        let mut rest = buffer
             .get(..received)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
         let mut messages = Vec::new();

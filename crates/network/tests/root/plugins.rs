@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::holder::Holder;
-use crate::world::{Guest, HOST4, OUTSIDE4, World, ip, serve_tcp};
+use crate::world::{Guest, HOST4, OUTSIDE4, World, forwarding, ip, serve_tcp};
 
 tests![
     bridge_with_addresses_and_ports,
@@ -16,6 +16,7 @@ tests![
     macvlan_has_its_own_address_on_the_wire,
     machine_with_two_networks_is_on_both,
     killed_machine_gives_its_address_back,
+    host_goes_on_forwarding_for_another_network,
     two_machines_of_one_bridge_reach_each_other,
 ];
 
@@ -210,6 +211,22 @@ fn killed_machine_gives_its_address_back() {
     assert_eq!(left, ["10.20.0.2"]);
     assert!(leases(&world, "web").is_empty());
     assert!(ip("-o link show master br-web").is_empty());
+}
+
+/// Its plugins found that the host forwards.
+fn host_goes_on_forwarding_for_another_network() {
+    let world = World::new();
+    let plugins = json!([{"type": "bridge", "bridge": "br-web", "isGateway": true}]);
+    network(&world, "web", &["10.20.0.0/24"], plugins);
+    let first = world.attach("first", &["host-nat"], &[]);
+    let second = world.attach("second", &["web"], &[]);
+
+    first.detach().unwrap();
+    let with_the_second = forwarding();
+    second.detach().unwrap();
+
+    assert_eq!(with_the_second, ["1", "1"]);
+    assert_eq!(forwarding(), ["0", "0"]);
 }
 
 fn two_machines_of_one_bridge_reach_each_other() {

@@ -24,7 +24,9 @@ tests![
     rules_of_another_version_are_replaced,
     tables_and_links_with_names_like_ours_are_left_alone,
     ids_that_are_paths_are_refused,
-    broken_record_is_told_by_its_name,
+    machine_with_a_broken_record_is_removed_and_taken_again,
+    program_that_no_configuration_could_name_is_not_run_for_a_record,
+    directory_that_others_may_write_to_is_not_trusted,
 ];
 
 /// What a machine could leave in this namespace and on disk.
@@ -213,19 +215,54 @@ fn ids_that_are_paths_are_refused() {
     assert!(!Path::new(&world.config.state).exists());
 }
 
-fn broken_record_is_told_by_its_name() {
+/// As a power failure may leave it.
+fn machine_with_a_broken_record_is_removed_and_taken_again() {
     let world = World::new();
+    for record in ["", "{", r#"{"cni": 7}"#] {
+        write_record(&world, record);
+        coracle_network::remove_leftovers("web", &world.config).unwrap();
+        assert!(world.remembered().is_empty(), "{record}");
+
+        write_record(&world, record);
+        let attachment = world.attach("web", &["host-nat"], &[]);
+        attachment.detach().unwrap();
+    }
+}
+
+fn program_that_no_configuration_could_name_is_not_run_for_a_record() {
+    let world = World::new();
+    let (program, trace) = (world.path("program"), world.path("trace"));
+    std::fs::write(&program, format!("#!/bin/sh\ntouch {}\n", trace.display())).unwrap();
+    run("chmod", &format!("+x {}", program.display()));
+    write_record(
+        &world,
+        &format!(
+            r#"{{"cni": [{{"list": {{"cniVersion": "1.0.0", "name": "net", "plugins": [{{"type": "{}"}}]}},
+                "interface": "eth0", "capabilities": {{}}, "result": null}}]}}"#,
+            program.display()
+        ),
+    );
+
+    coracle_network::remove_leftovers("web", &world.config).unwrap();
+
+    assert!(!trace.exists());
+}
+
+fn write_record(world: &World, text: &str) {
     let directory = world.config.state.join("machines/web");
     std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("record"), "{").unwrap();
+    std::fs::write(directory.join("record"), text).unwrap();
+}
 
-    let error = coracle_network::remove_leftovers("web", &world.config).unwrap_err();
+fn directory_that_others_may_write_to_is_not_trusted() {
+    let world = World::new();
+    std::fs::create_dir_all(&world.config.state).unwrap();
+    run("chmod", &format!("777 {}", world.config.state.display()));
+
+    let error = world.refusal("web", &["host-nat"], &[]);
 
     assert_eq!(
         error.to_string(),
-        format!(
-            "{}: cannot understand it",
-            directory.join("record").display()
-        )
+        format!("{}: cannot trust it", world.config.state.display())
     );
 }

@@ -265,6 +265,8 @@ impl World {
             "link add up0 type veth peer name eth0 netns {}",
             outside.path()
         ));
+        // No address of the kernel's own, which would come at a time of its own.
+        ip("link set up0 addrgenmode none");
         for (address, prefix) in [(HOST4, 24), (HOST6, 64)] {
             ip(&format!(
                 "addr add {address}/{prefix} dev up0{}",
