@@ -4,6 +4,7 @@
 
 use std::io;
 
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, ProtoTuple, Protocol, Tuple,
 };
@@ -17,25 +18,14 @@ impl Socket {
     /// Forgets all UDP flows that were sent to one of these ports: their next packets are decided anew.
     pub(crate) fn forget_udp_flows(&mut self, is_port: impl Fn(u16) -> bool) -> io::Result<()> {
         for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-            let request = message(family, ConntrackMessage::Get(Vec::new()));
-            for flow in self.list(request)? {
-                let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
-                    flow.inner
-                else {
-                    continue;
-                };
-                let Some(sent) = attributes
-                    .into_iter()
-                    .find_map(|attribute| match attribute {
-                        ConntrackAttribute::CtaTupleOrig(tuples) => Some(tuples),
-                        _ => None,
-                    })
-                else {
-                    continue;
-                };
-                if !is_udp_to(&sent, &is_port) {
-                    continue;
+            let request = message(family, all_udp());
+            let sent = |flow: NetfilterMessage| match flow.inner {
+                NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
+                    sent_to_port(attributes, &is_port)
                 }
+                _ => None,
+            };
+            for sent in self.pick(request, sent)? {
                 let delete = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(sent)]);
                 match self.change(message(family, delete), 0) {
                     // It ended by itself.
@@ -50,6 +40,49 @@ impl Socket {
 
 fn message(family: NetfilterProtoFamily, inner: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
+}
+
+/// Asks for flows of UDP alone: a router has a million others. The library has no type for `CTA_FILTER` of
+/// `linux/netfilter/nfnetlink_conntrack.h` (Linux 5.8).
+fn all_udp() -> ConntrackMessage {
+    const GET: u8 = 1;
+    const CTA_TUPLE_ORIG: u16 = 1;
+    const CTA_TUPLE_PROTO: u16 = 2;
+    const CTA_PROTO_NUM: u16 = 1;
+    const CTA_FILTER: u16 = 25;
+    const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+    const BY_PROTOCOL: u32 = 1 << 3;
+    let number = encoded(DefaultNla::new(CTA_PROTO_NUM, vec![Protocol::Udp.into()]));
+    let protocol = encoded(DefaultNla::new(CTA_TUPLE_PROTO | NLA_F_NESTED, number));
+    let flags = BY_PROTOCOL.to_ne_bytes().to_vec();
+    let flags = encoded(DefaultNla::new(CTA_FILTER_ORIG_FLAGS, flags));
+    ConntrackMessage::Other {
+        message_type: GET,
+        attributes: vec![
+            DefaultNla::new(CTA_TUPLE_ORIG | NLA_F_NESTED, protocol),
+            DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags),
+        ],
+    }
+}
+
+fn encoded(attribute: DefaultNla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
+}
+
+/// What was sent, if it was to one of these ports of UDP.
+fn sent_to_port(
+    attributes: Vec<ConntrackAttribute>,
+    is_port: impl Fn(u16) -> bool,
+) -> Option<Vec<Tuple>> {
+    attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            ConntrackAttribute::CtaTupleOrig(tuples) => Some(tuples),
+            _ => None,
+        })
+        .filter(|tuples| is_udp_to(tuples, is_port))
 }
 
 fn is_udp_to(tuples: &[Tuple], is_port: impl Fn(u16) -> bool) -> bool {

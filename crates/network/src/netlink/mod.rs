@@ -85,6 +85,18 @@ impl Socket {
     where
         M: NetlinkSerializable + NetlinkDeserializable + Debug + Clone,
     {
+        self.pick(message, Some)
+    }
+
+    /// The same of those that are wanted: there may be too many to have them all in memory.
+    pub(crate) fn pick<M, T>(
+        &mut self,
+        message: impl Into<NetlinkPayload<M>>,
+        want: impl Fn(M) -> Option<T>,
+    ) -> io::Result<Vec<T>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Debug + Clone,
+    {
         let message = message.into();
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.send(message.clone(), NLM_F_DUMP)?;
@@ -100,7 +112,7 @@ impl Socket {
                     }
                     was_interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                     match payload {
-                        NetlinkPayload::InnerMessage(message) => found.push(message),
+                        NetlinkPayload::InnerMessage(message) => found.extend(want(message)),
                         NetlinkPayload::Error(error) if error.code.is_some() => {
                             return Err(error.to_io());
                         }
