@@ -13,6 +13,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use crate::error::NetworkError;
 use crate::netlink::Socket;
 use crate::netlink::link::LinkChange;
+use crate::sysctl;
 
 /// The namespace, while it is held.
 #[derive(Debug)]
@@ -21,8 +22,13 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one, with its loopback interface up.
+    /// Makes one, with its loopback interface up, and with interfaces to come that have no addresses but those that plugins
+    /// give them: guests will stand in their places, and have their own.
     pub(crate) fn new() -> Result<Self, NetworkError> {
+        let failed = |source| NetworkError::Namespace {
+            action: "make",
+            source,
+        };
         let make = || -> io::Result<OwnedFd> {
             // SAFETY: a network namespace holds neither memory nor descriptors: this thread alone leaves its old one.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
@@ -35,12 +41,15 @@ impl Namespace {
             Socket::route()?.change_link(LOOPBACK, &[LinkChange::Up])?;
             Ok(fd)
         };
-        in_thread(make)
-            .map(|fd| Self { fd })
-            .map_err(|source| NetworkError::Namespace {
-                action: "make",
-                source,
-            })
+        in_thread(|| {
+            let fd = make().map_err(failed)?;
+            if sysctl::has_ipv6() {
+                const NO_LINK_LOCAL: &str = "1";
+                sysctl::set("ipv6/conf/default/addr_gen_mode", NO_LINK_LOCAL)?;
+                sysctl::set("ipv6/conf/default/accept_ra", "0")?;
+            }
+            Ok(Self { fd })
+        })
     }
 
     /// Where programs that this process starts find it.

@@ -18,7 +18,7 @@ use crate::namespace::Namespace;
 use crate::netlink::Socket;
 use crate::netlink::link::{Link, LinkChange};
 use crate::netlink::route::KernelRoute;
-use crate::{identity, tap};
+use crate::{identity, sysctl, tap};
 
 /// How the names of our taps beside plugins' interfaces start.
 const TAP_PREFIX: &str = "vm";
@@ -125,11 +125,16 @@ fn take(
             name: name.clone(),
         })?;
     known.push(tap.index);
+    // The namespace itself has nothing to say to the guest.
+    if sysctl::has_ipv6() {
+        sysctl::set(format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    }
+    // All that comes in is passed on before anything does.
     socket
-        .change_link(tap.index, &[LinkChange::Mtu(link.mtu), LinkChange::Up])
-        .and_then(|()| socket.change_link(link.index, &[LinkChange::Up]))
-        .and_then(|()| socket.redirect_ingress(link.index, tap.index))
+        .redirect_ingress(link.index, tap.index)
         .and_then(|()| socket.redirect_ingress(tap.index, link.index))
+        .and_then(|()| socket.change_link(tap.index, &[LinkChange::Mtu(link.mtu), LinkChange::Up]))
+        .and_then(|()| socket.change_link(link.index, &[LinkChange::Up]))
         .map_err(failed)?;
     Ok(fd)
 }

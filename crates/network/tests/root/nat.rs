@@ -2,15 +2,15 @@
 //! The default network.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::thread;
 
 use coracle_network::{Addressing, Attachment, NetworkError, Subnet};
 
 use crate::world::{
-    Guest, HOST4, HOST6, OUTSIDE4, OUTSIDE6, SILENCE, World, ask_udp, ip, links_like, nft, run,
-    serve_tcp, serve_udp, set_sysctl, sysctl,
+    Guest, HOST4, HOST6, OUTSIDE4, OUTSIDE6, SILENCE, World, ask_udp, frames_for_the_guest, ip,
+    links_like, nft, run, serve_tcp, serve_udp, set_sysctl, sysctl,
 };
 
 tests![
@@ -263,16 +263,6 @@ fn flood_of_forged_neighbours_is_not_noted_down() {
 
     let noted = ip(&format!("neigh show dev {tap}"));
     assert_eq!(noted, "");
-}
-
-/// What there is to read on the guest's end of the wire, each frame behind the tap's header.
-fn frames_for_the_guest(mut wire: &File) -> Vec<Vec<u8>> {
-    let mut frames = Vec::new();
-    let mut frame = vec![0; 1 << 16];
-    while let Ok(length) = wire.read(&mut frame) {
-        frames.push(frame[..length].to_vec());
-    }
-    frames
 }
 
 /// Who has the target? Behind the header that a tap wants before each frame.

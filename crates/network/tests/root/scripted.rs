@@ -9,12 +9,13 @@ use coracle_network::{Addressing, NetworkError};
 use serde_json::{Value, json};
 
 use crate::holder::Holder;
-use crate::world::World;
+use crate::world::{Space, World, frames_for_the_guest, run, set_sysctl};
 
 tests![
     plugins_run_in_order_and_back,
     plugin_is_told_what_the_specification_says,
     address_that_is_only_said_is_the_guests,
+    nobody_speaks_beside_the_guest,
     plugin_that_complains_is_quoted,
     plugin_that_fails_without_a_word_is_told,
     plugin_that_is_killed_is_told,
@@ -159,6 +160,39 @@ fn address_that_is_only_said_is_the_guests() {
         attachment.interfaces()[0].addresses,
         ["10.1.2.3/24".parse().unwrap()]
     );
+}
+
+/// Neither to the guest nor to its network: a bridge that allows one Ethernet address a port would shut it.
+fn nobody_speaks_beside_the_guest() {
+    let mut world = World::new();
+    let seen = Space::new();
+    let peer = format!(
+        r#"
+if [ "$CNI_COMMAND" = ADD ]; then
+  nsenter --net="$CNI_NETNS" ip link add "$CNI_IFNAME" type veth peer name peer netns {}
+  nsenter --net={} ip link set peer up
+  echo '{{"cniVersion":"1.0.0","interfaces":[{{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}}]}}'
+fi"#,
+        seen.path(),
+        seen.path()
+    );
+    network(&mut world, &[("first", &peer)]);
+    seen.within(|| set_sysctl("ipv6/conf/default/disable_ipv6", "1"));
+
+    let attachment = world.attach("vm", &["net"], &[]);
+    // Long enough for duplicate address detection.
+    std::thread::sleep(Duration::from_millis(2500));
+
+    let wire = fs::File::from(attachment.interfaces()[0].tap.try_clone().unwrap());
+    let frames = frames_for_the_guest(&wire);
+    assert!(frames.is_empty(), "{frames:?}");
+    let received = seen.within(|| {
+        run("cat", "/proc/thread-self/net/dev")
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("peer:").map(str::to_owned))
+            .unwrap()
+    });
+    assert_eq!(received.split_whitespace().nth(1), Some("0"), "{received}");
 }
 
 fn plugin_that_complains_is_quoted() {

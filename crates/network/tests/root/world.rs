@@ -483,6 +483,16 @@ impl Guest {
     }
 }
 
+/// What there is to read on the guest's end of the wire, each frame behind the tap's header.
+pub fn frames_for_the_guest(mut wire: &File) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut frame = vec![0; 1 << 16];
+    while let Ok(length) = wire.read(&mut frame) {
+        frames.push(frame[..length].to_vec());
+    }
+    frames
+}
+
 /// A tap whose frames have the same header before them as the machine's.
 fn make_tap(name: &str) -> OwnedFd {
     let fd = rustix::fs::open(
