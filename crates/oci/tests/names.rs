@@ -17,7 +17,7 @@ use common::{chain, listing};
 use coracle_oci::digest::{Algorithm, Digest};
 use coracle_oci::image::{Layer, Name, Source};
 use coracle_oci::layer::{Options, Ownership};
-use coracle_oci::store::{Found, Receiving, Removed, Rootfs, Store};
+use coracle_oci::store::{Found, Receiving, Removed, Rootfs, Store, StoreError};
 use coracle_oci::unpack::Progress;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -261,6 +261,26 @@ fn tree_in_use_is_kept_and_goes_with_the_next_prune() {
         2,
         "locks other than those of index and blobs"
     );
+}
+
+#[test]
+fn tree_that_was_given_before_is_leased_again_while_it_is_whole() {
+    let ground = Ground::new();
+    ground.add("tool", &["f"]);
+    let path = ground.unpacked("tool").path;
+
+    let lease = ground.store().lease(&path).unwrap();
+    let removed = ground.store().remove(&name("tool"), &keep_none).unwrap();
+    assert!(lease.is_some());
+    assert_eq!(removed.kept_trees, 1);
+    drop(lease);
+    // As after another boot, of a tree that nobody wrote out.
+    fs::write(path.parent().unwrap().join("boot"), "another").unwrap();
+    let _ = fs::remove_file(path.parent().unwrap().join("durable"));
+
+    let error = ground.store().lease(&path).unwrap_err();
+    assert!(matches!(error, StoreError::NotWhole(_)), "{error}");
+    assert!(ground.store().lease(Path::new("/srv")).unwrap().is_none());
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub enum StoreError {
     /// Others than the owner have a say in a directory of the store.
     #[error(transparent)]
     Directory(#[from] OwnDirectoryError),
+    /// A tree that was there cannot be used.
+    #[error("{}: the unpacked image did not outlive a crash of this host, or is being made or removed; run it again", .0.display())]
+    NotWhole(PathBuf),
     /// Another process holds a lock for too long.
     #[error("image store: another process holds {} and has not finished in {} seconds", .path.display(), LOCK_DEADLINE.as_secs())]
     Locked {

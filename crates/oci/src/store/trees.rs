@@ -109,6 +109,21 @@ impl Store {
         }
     }
 
+    /// A lease on a tree that [`Store::unpacked`] gave before, by its path; nothing if it is none of this store's.
+    ///
+    /// # Errors
+    /// [`StoreError::NotWhole`] if it has not outlived a crash of the host, or is being made or removed.
+    pub fn lease(&self, rootfs: &Path) -> Result<Option<Lease>, StoreError> {
+        let found = self.trees().find(|(path, _)| path.join(ROOTFS) == rootfs);
+        let Some((directory, chain_id)) = found else {
+            return Ok(None);
+        };
+        match self.locks.try_share_tree(&chain_id)? {
+            Some(lease) if is_good(&directory)? => Ok(Some(lease)),
+            _ => Err(StoreError::NotWhole(rootfs.to_owned())),
+        }
+    }
+
     /// Makes a tree; the caller has its lock.
     fn make(
         &self,
