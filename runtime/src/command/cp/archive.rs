@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -19,10 +20,19 @@ use super::walk::Receiver;
 use crate::log;
 use crate::printable::printable;
 
+/// Bytes of holes that an archive may have in all. A hole costs a guest nothing, and in an archive it is written out: without
+/// a limit one file could fill whatever the archive goes to.
+const HOLES: u64 = 64 << 30;
+
+/// What `stat` counts blocks in.
+const BLOCK: u64 = 512;
+
 /// An archive that is written. Whose the files are stays in it.
 pub struct Archive<W: Write> {
     builder: Builder<W>,
     path: PathBuf,
+    /// How many bytes of holes may still come.
+    pub(super) holes: u64,
 }
 
 impl<W: Write> Archive<W> {
@@ -30,6 +40,7 @@ impl<W: Write> Archive<W> {
         Self {
             builder: Builder::new(to),
             path: PathBuf::new(),
+            holes: HOLES,
         }
     }
 
@@ -54,6 +65,14 @@ impl<W: Write> Receiver for Archive<W> {
     }
 
     fn file(&mut self, name: &OsStr, attributes: &Attributes, content: &File) -> Result<()> {
+        let there = content.metadata()?.blocks().saturating_mul(BLOCK);
+        let holes = attributes.size.saturating_sub(there);
+        self.holes = self.holes.checked_sub(holes).with_context(|| {
+            format!(
+                "an archive holds at most {HOLES} bytes of holes, which it has no short form for, and this file has {holes}: \
+                 copy to a directory instead, where they stay holes"
+            )
+        })?;
         let mut header = header(EntryType::Regular, attributes, attributes.size);
         // It may become shorter while it is read, and its length is written already.
         let content = content.chain(io::repeat(0)).take(attributes.size);
@@ -135,8 +154,8 @@ impl Extraction<'_> {
             }
             EntryType::Symlink => {
                 let target = entry.link_name()?.context("the link leads nowhere")?;
-                put_link(parent, name, target.as_os_str())?;
-                self.ownership.apply_to_link(parent, name, &attributes)?;
+                let link = put_link(parent, name, target.as_os_str())?;
+                self.ownership.apply_to_link(link, &attributes)?;
             }
             EntryType::Link => {
                 let target = entry.link_name()?.context("the link leads nowhere")?;

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, fchmod, fchown,
-    fstat, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, fchmod,
+    fchown, fstat, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -94,8 +94,8 @@ impl Receiver for Files {
     }
 
     fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()> {
-        put_link(self.here(), name, target)?;
-        self.ownership.apply_to_link(self.here(), name, attributes)
+        let link = put_link(self.here(), name, target)?;
+        self.ownership.apply_to_link(link, attributes)
     }
 
     fn identity(&self) -> Option<(u64, u64)> {
@@ -125,18 +125,13 @@ impl Ownership {
         futimens(&file, &times(attributes)).context(what)
     }
 
-    /// Gives a link what is kept of the original.
-    pub fn apply_to_link(
-        self,
-        directory: BorrowedFd<'_>,
-        name: &OsStr,
-        attributes: &Attributes,
-    ) -> Result<()> {
+    /// Gives a link what is kept of the original. It is the one that was made, whatever has its name by now.
+    pub fn apply_to_link(self, link: impl AsFd, attributes: &Attributes) -> Result<()> {
         let what = "cannot set owner and time";
         let (uid, gid) = self.owner(attributes);
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        chownat(directory, name, Some(uid), Some(gid), flags).context(what)?;
-        utimensat(directory, name, &times(attributes), flags).context(what)
+        let itself = AtFlags::EMPTY_PATH;
+        chownat(&link, "", Some(uid), Some(gid), itself).context(what)?;
+        utimensat(&link, "", &times(attributes), itself).context(what)
     }
 }
 
@@ -189,10 +184,10 @@ pub fn create(parent: BorrowedFd<'_>, name: &OsStr) -> Result<File> {
 }
 
 /// The link `name`, in the place of what is there.
-pub fn put_link(parent: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> Result<()> {
+pub fn put_link(parent: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> Result<OwnedFd> {
     for _ in 0..ATTEMPTS {
         match symlinkat(target, parent, name) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return made_link(parent, name),
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
@@ -205,8 +200,24 @@ pub fn put_link(parent: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> Result<
     bail!("its name is taken again and again")
 }
 
+/// The link that was just made under this name. Somebody else may have put something in its place, which must not become
+/// the guest's: another file of ours would do, under a second name.
+fn made_link(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = openat(parent, name, flags, Mode::empty())?;
+    let stat = fstat(&link)?;
+    let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+    ensure!(
+        is_link && stat.st_nlink == 1,
+        "somebody has put something else in its place"
+    );
+    Ok(link)
+}
+
 /// Copies `size` bytes, or what there is of them; holes stay holes.
 pub fn copy(mut from: &File, mut to: &File, size: u64) -> Result<()> {
+    // First: what cannot be so long is told before anything is written.
+    to.set_len(size)?;
     let mut position = 0;
     while position < size {
         let begin = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(position)) {

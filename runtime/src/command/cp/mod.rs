@@ -57,7 +57,7 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
                 destination.is_some() || !io::stdout().is_terminal(),
                 "standard output is a terminal, which an archive is nothing for"
             );
-            let tree = Tree::open(&mut found, copy.direction)?;
+            let tree = Tree::open(&directories.root, &mut found, copy.direction)?;
             let source = Source::find(tree.root()?, &copy.inside)?;
             match destination {
                 Some(destination) => transfer(&source, destination, ownership)?,
@@ -67,7 +67,7 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
         Direction::In => {
             let source = outside.map(|given| Source::find(&Root::Host, given));
             let source = source.transpose()?;
-            let tree = Tree::open(&mut found, copy.direction)?;
+            let tree = Tree::open(&directories.root, &mut found, copy.direction)?;
             let destination = Destination::find(tree.root()?, &copy.inside)?;
             match source {
                 Some(source) => transfer(&source, destination, ownership)?,

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 use tempfile::TempDir;
 
 use super::archive::{Archive, extract};
+use super::entry::Attributes;
 use super::*;
 
 /// A container's root and the host's directory beside it.
@@ -490,4 +492,58 @@ fn file_that_becomes_shorter_fills_its_place_in_the_archive() {
     let mut found = tar::Archive::new(&bytes[..]);
     let entry = found.entries().unwrap().next().unwrap().unwrap();
     assert_eq!(entry.size(), 4);
+}
+
+#[test]
+fn holes_without_end_are_no_archives() {
+    let sides = Sides::new();
+    fs::create_dir(sides.inside("tree")).unwrap();
+    for name in ["a", "b", "c"] {
+        let file = File::create(sides.inside("tree").join(name)).unwrap();
+        file.set_len(3 << 20).unwrap();
+    }
+    let entry = sides.root.find(Path::new("/tree"), false).unwrap().unwrap();
+
+    let mut archive = Archive::new(io::sink());
+    archive.holes = 8 << 20;
+    let refused = refusal(walk(&entry, Some(OsStr::new("tree")), &mut archive));
+
+    assert!(refused.contains("of holes"), "{refused}");
+}
+
+#[test]
+fn file_that_fits_nowhere_is_told_before_it_is_written() {
+    let sides = Sides::new();
+    fs::write(sides.inside("file"), "text").unwrap();
+    let from = File::open(sides.inside("file")).unwrap();
+    let to = File::create(sides.outside("file")).unwrap();
+
+    let refused = refusal(files::copy(&from, &to, u64::MAX >> 1));
+
+    assert!(refused.contains("too large"), "{refused}");
+    assert_eq!(to.metadata().unwrap().len(), 0);
+}
+
+#[test]
+fn file_that_took_the_name_of_a_link_does_not_become_the_guests() {
+    let sides = Sides::new();
+    let host = File::open(sides.outside("")).unwrap();
+    fs::write(sides.outside("roots"), "text").unwrap();
+    let attributes = Attributes {
+        mode: 0o777,
+        uid: 1000,
+        gid: 1000,
+        size: 0,
+        modified: (1, 0),
+        identity: (0, 0),
+    };
+
+    let link = files::put_link(host.as_fd(), OsStr::new("link"), OsStr::new("target")).unwrap();
+    fs::rename(sides.outside("link"), sides.outside("moved")).unwrap();
+    fs::hard_link(sides.outside("roots"), sides.outside("link")).unwrap();
+    Ownership::Kept.apply_to_link(link, &attributes).unwrap();
+
+    assert_eq!(fs::metadata(sides.outside("roots")).unwrap().uid(), 0);
+    let moved = fs::symlink_metadata(sides.outside("moved")).unwrap();
+    assert_eq!((moved.uid(), moved.mtime()), (1000, 1));
 }

@@ -6,12 +6,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use coracle_oci::plan::SandboxPlan;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use coracle_oci::plan::{SandboxPlan, SharedVolume};
+use coracle_oci::store::{Lease, Store};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock, openat, openat2};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -34,13 +35,15 @@ struct Mounted {
     work: Option<PathBuf>,
     /// Of the container, so that it is not removed, and of what it wrote, so that one alone writes.
     _locks: [File; 2],
+    /// Of what it was made from, if that is an image of the store.
+    _lease: Option<Lease>,
 }
 
 impl Tree {
     /// Mounts a container's files. From here on paths of the host lead elsewhere: what is needed of it is opened before.
     ///
     /// To be called while the process has one thread: it changes its mount namespace.
-    pub fn open(found: &mut Found, direction: Direction) -> Result<Self> {
+    pub fn open(store: &Path, found: &mut Found, direction: Direction) -> Result<Self> {
         let name = &found.record.name;
         let plan = found.record.plan.clone();
         let plan: SandboxPlan = plan
@@ -49,7 +52,7 @@ impl Tree {
         match found.state {
             State::Starting => bail!("container {name} is only starting"),
             State::Running { runner, .. } => Self::of_running(found, &plan, runner),
-            State::Exited { .. } | State::Lost => Self::of_ended(found, &plan, direction),
+            State::Exited { .. } | State::Lost => Self::of_ended(store, found, &plan, direction),
         }
     }
 
@@ -71,19 +74,19 @@ impl Tree {
             .with_context(|| what.clone())?;
         enter_namespace()?;
         let root = open_root(&plan.rootfs.mount_point).with_context(|| what)?;
-        let volumes = plan.volumes.iter();
-        put_volumes(
-            plan,
-            &root,
-            volumes.map(|volume| volume.mount_point.as_path()),
-        )?;
+        put_volumes(plan, &root, |volume| place(&volume.mount_point))?;
         Ok(Self {
             root: Some(root),
             mounted: None,
         })
     }
 
-    fn of_ended(found: &Found, plan: &SandboxPlan, direction: Direction) -> Result<Self> {
+    fn of_ended(
+        store: &Path,
+        found: &Found,
+        plan: &SandboxPlan,
+        direction: Direction,
+    ) -> Result<Self> {
         let container = &found.directories.container;
         let what = || format!("cannot reach the files of container {}", found.record.name);
         let upper = container.join("upper");
@@ -99,8 +102,11 @@ impl Tree {
             .and_then(|()| flock(&locks[1], of_written))
             .context("another process is at it")
             .with_context(what)?;
-        enter_namespace()?;
         let lower = &plan.rootfs.lower;
+        let lease = Store::open(store)
+            .and_then(|store| store.lease(lower))
+            .with_context(what)?;
+        enter_namespace()?;
         // Nobody else sees that something is mounted there.
         let point = container.clone();
         let work = match direction {
@@ -120,10 +126,10 @@ impl Tree {
             point,
             work,
             _locks: locks,
+            _lease: lease,
         };
         let root = open_root(&mounted.point).with_context(what)?;
-        let volumes = plan.volumes.iter();
-        put_volumes(plan, &root, volumes.map(|volume| volume.source.as_path()))?;
+        put_volumes(plan, &root, |volume| place_without_links(&volume.source))?;
         Ok(Self {
             root: Some(root),
             mounted: Some(mounted),
@@ -153,25 +159,55 @@ fn open_root(path: &Path) -> io::Result<Root> {
 
 /// Mounts volumes where the container sees them. The guest may have put anything at their places: what is found there
 /// is in the root, and a place that is gone has no volume.
-fn put_volumes<'p>(
+fn put_volumes(
     plan: &SandboxPlan,
     root: &Root,
-    sources: impl Iterator<Item = &'p Path>,
+    find: impl Fn(&SharedVolume) -> io::Result<OwnedFd>,
 ) -> Result<()> {
-    for (number, (volume, source)) in plan.volumes.iter().zip(sources).enumerate() {
+    for (number, volume) in plan.volumes.iter().enumerate() {
         let Some(destination) = destination(plan, number) else {
             continue;
         };
         let Ok(Some(point)) = root.find(&destination, true) else {
             continue;
         };
-        if !source.exists() {
-            tracing::warn!("the volume {} is not there any more", source.display());
-            continue;
-        }
-        bind_at(source, volume.read_only, point.place())?;
+        let source = match find(volume) {
+            Ok(source) => source,
+            Err(error) => {
+                let shown = volume.source.display();
+                eprintln!(
+                    "coracle: the volume {shown} is left out, since it is not what it was: {error}"
+                );
+                continue;
+            }
+        };
+        let found = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
+        bind_at(&found, volume.read_only, point.place())
+            .with_context(|| format!("the volume {}", volume.source.display()))?;
     }
     Ok(())
+}
+
+fn place(path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// What is at a path that had no link in it when the container was run. If it has one by now, somebody who may write to a
+/// directory on the way has put it there, to have what it leads to read or written as root.
+fn place_without_links(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Ok(openat2(
+        CWD,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    )?)
 }
 
 /// Where the container sees the volume of this number.
@@ -183,4 +219,30 @@ fn destination(plan: &SandboxPlan, number: usize) -> Option<PathBuf> {
         source.is_some_and(|source| source.ends_with(&place))
     });
     of_volume.next().map(|mount| mount.destination().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn volume_in_whose_place_somebody_put_a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        fs::create_dir_all(path.join("owned/volume")).unwrap();
+        fs::create_dir_all(path.join("root/volume")).unwrap();
+        let volume = path.join("owned/volume");
+        place_without_links(&volume).unwrap();
+
+        fs::remove_dir(&volume).unwrap();
+        symlink(path.join("root"), &volume).unwrap();
+        let itself = place_without_links(&volume).unwrap_err();
+        let below = place_without_links(&volume.join("volume")).unwrap_err();
+
+        for error in [itself, below] {
+            assert_eq!(error.raw_os_error(), Some(libc::ELOOP), "{error}");
+        }
+    }
 }
