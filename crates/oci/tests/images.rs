@@ -524,6 +524,59 @@ fn no_more_is_decoded_ahead_than_there_are_threads_for() {
     assert!(progress.read.load(Ordering::Relaxed) > 40 * MIB as u64);
 }
 
+/// zstd that says to take the largest window, of blocks that are not compressed.
+fn with_large_window(content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
+    for block in content.chunks(100_000) {
+        let head = (block.len() as u32) << 3;
+        frame.extend_from_slice(&head.to_le_bytes()[..3]);
+        frame.extend_from_slice(block);
+    }
+    frame.extend_from_slice(&[1, 0, 0]);
+    frame
+}
+
+fn of_large_windows(damage: impl Fn(usize, &mut Vec<u8>)) -> Layout {
+    let mut layout = Layout::new();
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for number in 0..8 {
+        let mut stream = tar(&[file(format!("f{number}"), vec![b'x'; 100_000])]);
+        diff_ids.push(Digest::of(Algorithm::Sha256, &stream).to_string());
+        damage(number, &mut stream);
+        let media_type = "application/vnd.oci.image.layer.v1.tar+zstd";
+        layers.push(layout.blob(media_type, &with_large_window(&stream)));
+    }
+    let manifest = layout.manifest("amd64", &layers, &diff_ids);
+    layout.add(manifest);
+    layout
+}
+
+#[test]
+fn layers_of_large_windows_are_unpacked_one_after_the_other() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = of_large_windows(|_, _| {});
+
+    let found = unpacked(&directory_of(&layout, place.path()), None).unwrap();
+
+    assert_eq!(found.len(), 8);
+}
+
+#[rstest]
+#[case::no_archive(0)]
+#[case::other_content(70_000)]
+#[case::bytes_at_the_end(usize::MAX)]
+fn faulty_layer_before_large_windows_is_told(#[case] at: usize) {
+    let place = tempfile::tempdir().unwrap();
+    let layout = of_large_windows(|number, stream| {
+        if number == 1 {
+            let at = at.min(stream.len() - 1);
+            stream[at] ^= 1;
+        }
+    });
+
+    assert!(unpacked(&directory_of(&layout, place.path()), None).is_err());
+}
+
 /// One image a tag, each with a file of the tag's name.
 fn tagged(tags: &[&str]) -> Layout {
     let mut layout = Layout::new();

@@ -8,9 +8,8 @@
 
 use std::io::{self, Read};
 use std::iter::Enumerate;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::vec::IntoIter;
 
@@ -69,6 +68,7 @@ pub(super) fn unpack(
     let wanted = &Wanted::default();
     // All that threads wait for goes with the closure, so that they end when it does.
     thread::scope(move |scope| {
+        let _ending = Ending(wanted);
         for _ in 0..count {
             scope.spawn(|| {
                 while let Some((index, layer)) = next(giving) {
@@ -77,6 +77,7 @@ pub(super) fn unpack(
             });
         }
         for (index, mut taking) in taking.into_iter().enumerate() {
+            wanted.apply(index);
             let outcome = applying.apply(index, &mut taking);
             if let Err(error) = &outcome {
                 wanted.stop(may_be_damage(error).then_some(index));
@@ -103,24 +104,70 @@ fn next<'p>(waiting: &Mutex<Waiting<'p>>) -> Option<(usize, Giving<'p>)> {
 /// What the decoders are still to do.
 #[derive(Default)]
 struct Wanted {
-    is_stopped: AtomicBool,
-    /// One more than the layer of whose blob the end is wanted nevertheless.
-    end_of: AtomicUsize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// The layer that is being applied.
+    applied: usize,
+    is_stopped: bool,
+    /// The layer of whose blob the end is wanted nevertheless.
+    end_of: Option<usize>,
 }
 
 impl Wanted {
+    fn apply(&self, index: usize) {
+        self.change(|state| state.applied = index);
+    }
+
     fn stop(&self, end_of: Option<usize>) {
-        self.end_of
-            .store(end_of.map_or(0, |index| index + 1), Ordering::Relaxed);
-        self.is_stopped.store(true, Ordering::Release);
+        self.change(|state| {
+            state.is_stopped = true;
+            state.end_of = end_of;
+        });
     }
 
     fn content(&self) -> bool {
-        !self.is_stopped.load(Ordering::Acquire)
+        !self.state().is_stopped
     }
 
     fn end(&self, index: usize) -> bool {
-        self.content() || self.end_of.load(Ordering::Relaxed) == index + 1
+        let state = self.state();
+        !state.is_stopped || state.end_of == Some(index)
+    }
+
+    /// Waits until the layer is applied, or nothing is any more.
+    fn turn(&self, index: usize) -> io::Result<()> {
+        let state = self
+            .changed
+            .wait_while(self.state(), |state| {
+                !state.is_stopped && state.applied != index
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        match state.is_stopped {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// However applying ends, nobody waits for his turn any more.
+struct Ending<'w>(&'w Wanted);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.stop(None);
     }
 }
 
@@ -146,7 +193,7 @@ fn queue(layer: Closed<'_>, depth: usize) -> (Giving<'_>, Taking) {
 impl Giving<'_> {
     /// Decodes until the end, or until nobody takes what is decoded.
     fn decode(self, index: usize, wanted: &Wanted) {
-        let mut decoder = Decoder::open(self.layer);
+        let mut decoder = Decoder::open(self.layer, Box::new(move || wanted.turn(index)));
         while wanted.content() {
             let mut chunk = self.used.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
             let (length, error) = fill(&mut decoder, &mut chunk);

@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 
 use super::progress::Progress;
-use super::zstd::ZstdDecoder;
+use super::zstd::{Turn, ZstdDecoder};
 use crate::digest::{Digest, Hasher};
 use crate::image::{Blob, Compression, ImageError, Layer, Source};
 
@@ -36,7 +36,7 @@ enum Stream<'p> {
     // A layer may be several gzip streams, one after another: parallel compressors and lazily
     // loadable formats write such.
     Gzip(Box<MultiGzDecoder<Input<'p>>>),
-    Zstd(Box<ZstdDecoder<Input<'p>>>),
+    Zstd(Box<ZstdDecoder<'p, Input<'p>>>),
 }
 
 /// A layer that is not opened yet: an image may have more layers than a process may have files.
@@ -48,14 +48,14 @@ pub(super) struct Closed<'p> {
 }
 
 impl<'p> Decoder<'p> {
-    /// Starts to read a layer.
-    pub(super) fn open(closed: Closed<'p>) -> Self {
+    /// Starts to read a layer, which waits for its turn before it takes much memory.
+    pub(super) fn open(closed: Closed<'p>, turn: Turn<'p>) -> Self {
         let layer = closed.layer;
         let input = BufReader::with_capacity(BUFFER, Watched { closed, blob: None });
         let stream = match layer.compression {
             Compression::None => Stream::Plain(Box::new(input)),
             Compression::Gzip => Stream::Gzip(Box::new(MultiGzDecoder::new(input))),
-            Compression::Zstd => Stream::Zstd(Box::new(ZstdDecoder::new(input))),
+            Compression::Zstd => Stream::Zstd(Box::new(ZstdDecoder::new(input, turn))),
         };
         let is_its_blob =
             layer.compression == Compression::None && layer.descriptor.digest == layer.diff_id;

@@ -28,7 +28,7 @@ use crate::layer::{Applier, LayerError, Options};
 
 pub use self::progress::Progress;
 
-/// Most threads that decode, unless more are asked for. Each can take up the memory of a window of zstd.
+/// Most threads that decode, unless more are asked for.
 const DECODER_LIMIT: usize = 4;
 
 /// An image that cannot be unpacked.
@@ -116,7 +116,7 @@ impl Applying<'_> {
     /// Decodes each layer as it is applied.
     fn one_by_one(mut self, layers: Vec<Closed<'_>>) -> Result<(), UnpackError> {
         for (index, layer) in layers.into_iter().enumerate() {
-            let mut decoder = Decoder::open(layer);
+            let mut decoder = Decoder::open(layer, Box::new(|| Ok(())));
             let outcome = self.apply(index, &mut decoder);
             self.judge(index, outcome, || decoder.end())?;
         }
