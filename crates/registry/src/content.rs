@@ -16,6 +16,8 @@ use crate::session::Session;
 
 /// Bytes after which a blob has gone on, and failures are forgotten.
 const PROGRESS: u64 = 1 << 20;
+/// How many times a blob's size may come again, from a host that knows no ranges, before failures are forgotten no more.
+const AGAIN: u64 = 2;
 /// Fewest bytes in the time of a stall, lest single bytes keep a pull alive.
 const TRICKLE: u64 = 4 << 10;
 
@@ -127,6 +129,8 @@ struct Resuming<'p> {
     position: u64,
     /// Where the tries last began to count.
     mark: u64,
+    /// Bytes that came although they had come before.
+    again: u64,
     answer: Option<Answer>,
     attempts: Attempts,
     pace: Pace,
@@ -141,6 +145,7 @@ impl<'p> Resuming<'p> {
             what: format!("blob {}", blob.digest),
             position: 0,
             mark: 0,
+            again: 0,
             answer: None,
             attempts: Attempts::new(pull.retry),
             pace: Pace::default(),
@@ -158,7 +163,10 @@ impl<'p> Resuming<'p> {
                     self.position += count as u64;
                     if self.position - self.mark >= PROGRESS {
                         self.mark = self.position;
-                        self.attempts.progressed();
+                        // Else each megabyte could cost all that comes before it, without an end.
+                        if self.again <= self.blob.size.saturating_mul(AGAIN) {
+                            self.attempts.progressed();
+                        }
                     }
                     self.progress
                         .blob(self.blob, State::Received(self.position));
@@ -263,6 +271,7 @@ impl<'p> Resuming<'p> {
                 });
             }
             count -= read as u64;
+            self.again = self.again.saturating_add(read as u64);
         }
         Ok(())
     }

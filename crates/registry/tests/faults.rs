@@ -475,6 +475,26 @@ fn cut_blob_is_begun_anew_where_the_registry_knows_no_ranges() {
 }
 
 #[test]
+fn registry_without_ranges_that_always_cuts_is_given_up() {
+    const MIB: usize = 1 << 20;
+    let large = vec![7; 16 * MIB];
+    let repository = Repository::with_image(std::slice::from_ref(&large));
+    let named = digest(&large).to_string();
+    let (server, options) = serve(move |request| match request.path.ends_with(&named) {
+        // A megabyte more each time, and all that was there before.
+        true => {
+            Reply::new(200, &large).cut(large.len().min((request.earlier + 1) * (MIB + 100_000)))
+        }
+        false => repository.reply(request),
+    });
+
+    let (_directory, result) = pull(options, &server.image());
+
+    let error = whole(&result.unwrap_err());
+    assert!(error.starts_with("gave up after 3 tries"), "{error}");
+}
+
+#[test]
 fn cut_manifest_is_read_again() {
     let repository = Repository::with_image(&[layer()]);
     let (server, options) = serve(move |request| {
