@@ -50,16 +50,47 @@ impl Url {
         Ok(Self::new(tls, authority, path))
     }
 
-    /// The address that a `Location` header at this one names.
+    /// The address that a `Location` header at this one names, which can be a relative one (RFC 9110, 10.2.2).
     pub(crate) fn join(&self, location: &str) -> Result<Self, &'static str> {
         let scheme = if self.tls { "https" } else { "http" };
         if location.starts_with("//") {
             Self::parse(&format!("{scheme}:{location}"))
         } else if location.starts_with('/') {
             Self::parse(&format!("{scheme}://{}{location}", self.authority))
-        } else {
+        } else if has_scheme(location) {
             Self::parse(location)
+        } else {
+            let path = self.resolve(location)?;
+            Self::parse(&format!("{scheme}://{}{path}", self.authority))
         }
+    }
+
+    /// The path and query that a reference without a host, whose path is none from the root, leads to (RFC 3986, 5.2).
+    fn resolve(&self, reference: &str) -> Result<String, &'static str> {
+        let reference = reference.split('#').next().unwrap_or_default();
+        let base = self.path.split('?').next().unwrap_or_default();
+        let (path, query) = reference.split_at(reference.find('?').unwrap_or(reference.len()));
+        match (path, query) {
+            ("", "") => return Err("the address is empty"),
+            ("", query) => return Ok(format!("{base}{query}")),
+            _ => {}
+        }
+        let mut segments: Vec<&str> = base.split('/').skip(1).collect();
+        // What is named is beside the last one.
+        segments.pop();
+        let mut is_directory = false;
+        for segment in path.split('/') {
+            is_directory = matches!(segment, "" | "." | "..");
+            match segment {
+                "." => {}
+                ".." => drop(segments.pop()),
+                segment => segments.push(segment),
+            }
+        }
+        if is_directory && segments.last().is_some_and(|last| !last.is_empty()) {
+            segments.push("");
+        }
+        Ok(format!("/{}{query}", segments.join("/")))
     }
 
     /// Another path at the same place.
@@ -100,6 +131,14 @@ impl Url {
     }
 }
 
+/// Whether a reference starts with a scheme (RFC 3986, 3.1).
+fn has_scheme(reference: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    reference
+        .split_once(':')
+        .is_some_and(|(scheme, _)| scheme.bytes().all(is_part))
+}
+
 /// Without path and query.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,16 +160,27 @@ mod tests {
     #[case("HTTPS://B.io/A", "https://b.io/A")]
     #[case("https://b.io", "https://b.io/")]
     #[case("https://b.io/a#fragment", "https://b.io/a")]
+    #[case::beside("blob?sig=a/b", "https://r.io:5000/v2/blob?sig=a/b")]
+    #[case::below("./a/b/", "https://r.io:5000/v2/a/b/")]
+    #[case::above("../blob", "https://r.io:5000/blob")]
+    #[case::above_all("../../../a", "https://r.io:5000/a")]
+    #[case::directory("..", "https://r.io:5000/")]
+    #[case::query_alone("?b=c", "https://r.io:5000/v2/x?b=c")]
+    #[case::colon_later("a/b:c", "https://r.io:5000/v2/a/b:c")]
+    #[case::colon_in_the_query("a?b:c", "https://r.io:5000/v2/a?b:c")]
     fn location_is_joined(#[case] location: &str, #[case] expected: &str) {
-        let base = Url::new(true, "r.io:5000", "/v2/x");
+        let base = Url::new(true, "r.io:5000", "/v2/x?old=/1");
 
         assert_eq!(base.join(location).unwrap().full(), expected);
     }
 
     #[rstest]
     #[case("")]
-    #[case("a/b")]
+    #[case("#fragment")]
+    #[case("a b")]
     #[case("file:///etc/passwd")]
+    #[case("file:a")]
+    #[case("r.io:5000/a")]
     #[case("https://user:secret@b.io/")]
     #[case("https:///a")]
     #[case("https://../a")]
