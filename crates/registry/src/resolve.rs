@@ -22,7 +22,7 @@ use crate::host;
 /// Most addresses that are tried.
 const ADDRESS_LIMIT: usize = 16;
 /// Most bytes of `getent`'s answer.
-const ANSWER_LIMIT: u64 = 64 << 10;
+const ANSWER_LIMIT: usize = 64 << 10;
 
 /// Finds addresses as the host does.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ fn by_getent(name: &str, deadline: Duration) -> Result<Vec<IpAddr>, String> {
     let mut command = Command::new("getent");
     command.args(["ahosts", name]);
     match ask(&mut command, b"", ANSWER_LIMIT, deadline) {
-        Ok((status, output)) if status.success() => Ok(parse(&output)),
+        Ok(answer) if answer.status.success() => Ok(parse(&answer.stdout)),
         Ok(_) => Err("its name is not known".to_owned()),
         Err(CommandError::Deadline { .. }) => Err(late(deadline)),
         Err(error) => Err(error.to_string()),

@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::Credentials;
 use crate::command::ask;
-use crate::show::{json_fault, quoted};
+use crate::show::{json_fault, quoted, shown};
 
 /// Most bytes of a helper's answer.
-const ANSWER_LIMIT: u64 = 64 << 10;
+const ANSWER_LIMIT: usize = 64 << 10;
 /// Longest name of a helper.
 const NAME_LIMIT: usize = 64;
 /// The user that says that the secret is a token for the token server.
@@ -44,20 +44,26 @@ pub(super) fn get(
 ) -> Result<Option<Credentials>, String> {
     let mut command = Command::new(program);
     command.arg("get");
-    let (status, output) = ask(&mut command, key.as_bytes(), ANSWER_LIMIT, deadline)
+    let output = ask(&mut command, key.as_bytes(), ANSWER_LIMIT, deadline)
         .map_err(|error| error.to_string())?;
-    if !status.success() {
+    if !output.status.success() {
         // The output can hold anything; only this much of it is agreed upon.
-        let said = String::from_utf8_lossy(&output);
-        return match said.contains(NOTHING) {
-            true => Ok(None),
-            false => Err(format!(
-                "{program} failed ({status}) when asked for {}",
-                quoted(key)
-            )),
-        };
+        if String::from_utf8_lossy(&output.stdout).contains(NOTHING) {
+            return Ok(None);
+        }
+        let failed = format!(
+            "{program} failed ({}) when asked for {}",
+            output.status,
+            quoted(key)
+        );
+        // What it says there is meant for people.
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Err(match complaint.trim() {
+            "" => failed,
+            complaint => format!("{failed}: {}", shown(complaint)),
+        });
     }
-    let answer: Answer = serde_json::from_slice(&output)
+    let answer: Answer = serde_json::from_slice(&output.stdout)
         .map_err(|error| format!("the answer of {program} {}", json_fault(&error)))?;
     Ok(match (answer.username.as_str(), answer.secret) {
         (_, secret) if secret.is_empty() => None,
@@ -128,7 +134,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::fails("echo hunter2; echo hunter2 >&2; exit 7", "exit status: 7")]
+    #[case::fails("echo hunter2; exit 7", "exit status: 7) when asked for `a.io`")]
+    #[case::complains(
+        "echo hunter2; echo 'gpg: no\u{1b}[31m pinentry' >&2; exit 7",
+        "when asked for `a.io`: gpg: no\\u{1b}[31m pinentry"
+    )]
     #[case::no_json("echo hunter2", "is not JSON")]
     #[case::other_json(r#"echo '{"Secret": ["hunter2"]}'"#, "unexpected kind")]
     fn failure_is_told_without_the_output(#[case] script: &str, #[case] message: &str) {
