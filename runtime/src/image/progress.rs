@@ -61,7 +61,7 @@ struct Line {
 
 struct Drawing {
     figures: Figures,
-    /// What came so far of each part.
+    /// What came so far of each part that is not done.
     received: HashMap<Digest, u64>,
     begun: Instant,
     drawn: Instant,
@@ -144,37 +144,46 @@ impl Progress for Pulling {
         // The first is the config, which is no layer.
         let layers = blobs.get(1..).unwrap_or_default();
         self.0.update(|drawing| {
-            let sizes = layers.iter().map(|blob| blob.size);
-            drawing.received = layers.iter().map(|blob| (blob.digest.clone(), 0)).collect();
-            drawing.figures = Figures {
-                all_bytes: sizes.fold(0, u64::saturating_add),
-                all_parts: layers.len(),
-                ..Figures::default()
-            };
+            drawing.figures = Figures::default();
+            drawing.received.clear();
+            for layer in layers {
+                if drawing.received.insert(layer.digest.clone(), 0).is_none() {
+                    let figures = &mut drawing.figures;
+                    figures.all_parts += 1;
+                    figures.all_bytes = figures.all_bytes.saturating_add(layer.size);
+                }
+            }
         });
     }
 
     fn blob(&self, blob: &Descriptor, state: State) {
         self.0.update(|drawing| {
-            let Some(received) = drawing.received.get_mut(&blob.digest) else {
+            let Drawing {
+                figures, received, ..
+            } = drawing;
+            let Some(before) = received.get(&blob.digest).copied() else {
                 return;
             };
-            let figures = &mut drawing.figures;
             let now = match state {
-                State::Received(bytes) => bytes.min(blob.size),
+                State::Received(bytes) => {
+                    let bytes = bytes.min(blob.size);
+                    received.insert(blob.digest.clone(), bytes);
+                    bytes
+                }
                 State::Finished => {
+                    received.remove(&blob.digest);
                     figures.parts += 1;
                     blob.size
                 }
                 // There is less to be pulled.
                 _ => {
-                    figures.all_parts -= 1;
+                    received.remove(&blob.digest);
+                    figures.all_parts = figures.all_parts.saturating_sub(1);
                     figures.all_bytes = figures.all_bytes.saturating_sub(blob.size);
-                    *received
+                    before
                 }
             };
-            figures.bytes = figures.bytes.saturating_sub(*received).saturating_add(now);
-            *received = now;
+            figures.bytes = figures.bytes.saturating_sub(before).saturating_add(now);
         });
     }
 
@@ -277,6 +286,32 @@ mod tests {
         let expected = Figures {
             bytes: 100,
             all_bytes: 100,
+            parts: 1,
+            all_parts: 1,
+        };
+        assert_eq!(pulling.0.lock().figures, expected);
+    }
+
+    #[test]
+    fn layer_that_is_named_twice_counts_once() {
+        let pulling = Pulling::new();
+        let (config, layer, other) = (blob(b"config", 5), blob(b"layer", 100), blob(b"other", 10));
+        pulling.begin(&[
+            config,
+            layer.clone(),
+            other.clone(),
+            layer.clone(),
+            other.clone(),
+        ]);
+
+        for _ in 0..2 {
+            pulling.blob(&layer, State::Exists);
+            pulling.blob(&other, State::Finished);
+        }
+
+        let expected = Figures {
+            bytes: 10,
+            all_bytes: 10,
             parts: 1,
             all_parts: 1,
         };
