@@ -181,14 +181,23 @@ impl<'p> Resuming<'p> {
 
     /// One or more bytes, from one connection.
     fn once(&mut self, buffer: &mut [u8]) -> Result<usize, RegistryError> {
-        let at = Some((self.position, self.blob.size));
-        let answer = match &mut self.answer {
+        let mut answer = match self.answer.take() {
             Some(answer) => answer,
-            None => {
-                let answer = self.open()?;
-                self.answer.insert(answer)
-            }
+            None => self.open()?,
         };
+        let count = self.receive(&mut answer, self.position, buffer)?;
+        self.answer = Some(answer);
+        Ok(count)
+    }
+
+    /// What comes next of an answer, which stands at `position`.
+    fn receive(
+        &mut self,
+        answer: &mut Answer,
+        position: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RegistryError> {
+        let at = Some((position, self.blob.size));
         let started = Instant::now();
         let count = answer.read(buffer, at)?;
         self.pace.add(started.elapsed(), count);
@@ -259,17 +268,8 @@ impl<'p> Resuming<'p> {
         while count > 0 {
             self.pull.stop.check()?;
             let most = usize::try_from(count).map_or(buffer.len(), |count| count.min(buffer.len()));
-            let at = Some((self.position - count, self.blob.size));
-            let started = Instant::now();
-            let read = answer.read(&mut buffer[..most], at)?;
-            self.pace.add(started.elapsed(), read);
-            if read == 0 || self.pace.is_too_slow(self.pull.stall) {
-                return Err(RegistryError::Cut {
-                    host: answer.host().to_owned(),
-                    what: self.what.clone(),
-                    at,
-                });
-            }
+            let position = self.position - count;
+            let read = self.receive(answer, position, &mut buffer[..most])?;
             count -= read as u64;
             self.again = self.again.saturating_add(read as u64);
         }
