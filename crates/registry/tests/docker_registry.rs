@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::docker::{EXACT, Registry, certify, missing_packages, password};
+use common::docker::{EXACT, Registry, certify, missing_packages};
 use common::image::{INDEX, MANIFEST, Repository, digest};
-use common::{pull, whole};
+use common::{password, pull, whole};
 use coracle_oci::image::Source;
 use coracle_registry::{Options, Retry};
 use libtest_mimic::{Arguments, Trial};

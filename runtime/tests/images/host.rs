@@ -5,11 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use coracle_oci::image::Descriptor;
-use coracle_registry::{Layout, Sink};
 use tempfile::TempDir;
 
-use crate::registry::image::{Repository, digest};
+use crate::registry::image::Repository;
 
 /// What a command did.
 pub struct Done {
@@ -100,20 +98,7 @@ impl Host {
     /// An image layout with the image `latest`; its path.
     pub fn layout(&self, name: &str, repository: &Repository) -> String {
         let path = self.path(name);
-        let layout = Layout::open(&path).unwrap();
-        for (key, (media_type, content)) in &repository.content {
-            let descriptor = Descriptor {
-                media_type: media_type.clone(),
-                digest: digest(content),
-                size: content.len() as u64,
-                platform: None,
-                annotations: Default::default(),
-            };
-            layout.store(&descriptor, &mut &content[..]).unwrap();
-            if key == "manifests/latest" {
-                layout.name("latest", &descriptor).unwrap();
-            }
-        }
+        repository.write(&path, "latest");
         path.to_str().unwrap().to_owned()
     }
 }

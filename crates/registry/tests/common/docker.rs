@@ -8,13 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle_oci::image::Descriptor;
-use coracle_registry::credentials::Credentials;
-use coracle_registry::{Layout, Options, Pulled, RegistryError, Sink};
+use coracle_registry::{Options, Pulled, RegistryError};
 use tempfile::TempDir;
 
-use super::image::{Repository, digest};
-use super::pull;
+use super::image::Repository;
+use super::{password, pull};
 
 /// Programs without which nothing can be shown, and Debian's packages with them.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -148,20 +146,7 @@ impl Registry {
     /// Copies the layout's image `source` to `test:latest`.
     pub fn fill(&self, repository: &Repository, arguments: &[&str]) {
         let directory = tempfile::tempdir().unwrap();
-        let layout = Layout::open(directory.path()).unwrap();
-        for (key, (media_type, content)) in &repository.content {
-            let descriptor = Descriptor {
-                media_type: media_type.clone(),
-                digest: digest(content),
-                size: content.len() as u64,
-                platform: None,
-                annotations: Default::default(),
-            };
-            layout.store(&descriptor, &mut &content[..]).unwrap();
-            if key == "manifests/latest" {
-                layout.name("source", &descriptor).unwrap();
-            }
-        }
+        repository.write(directory.path(), "source");
         let mut skopeo = Command::new("skopeo");
         skopeo.args(["--insecure-policy", "copy"]).args(arguments);
         match self.with_tls {
@@ -202,11 +187,3 @@ impl Registry {
 
 /// Keeps digests as they are.
 pub const EXACT: [&str; 1] = ["--preserve-digests"];
-
-/// Credentials of `user`.
-pub fn password(password: &str) -> Credentials {
-    Credentials::Password {
-        user: "user".into(),
-        password: password.into(),
-    }
-}

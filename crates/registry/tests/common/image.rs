@@ -2,8 +2,11 @@
 //! Images as a registry serves them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use coracle_oci::digest::{Algorithm, Digest};
+use coracle_oci::image::Descriptor;
+use coracle_registry::{Layout, Sink};
 use serde_json::{Value, json};
 
 use super::server::{Reply, Request};
@@ -92,6 +95,24 @@ impl Repository {
     pub fn tag(&mut self, name: &str, media_type: &str, document: &[u8]) {
         let value = (media_type.to_owned(), document.to_vec());
         self.content.insert(format!("manifests/{name}"), value);
+    }
+
+    /// Writes all of it into an image layout, with the name `name` for the image `latest`.
+    pub fn write(&self, path: &Path, name: &str) {
+        let layout = Layout::open(path).unwrap();
+        for (key, (media_type, content)) in &self.content {
+            let descriptor = Descriptor {
+                media_type: media_type.clone(),
+                digest: digest(content),
+                size: content.len() as u64,
+                platform: None,
+                annotations: BTreeMap::new(),
+            };
+            layout.store(&descriptor, &mut &content[..]).unwrap();
+            if key == "manifests/latest" {
+                layout.name(name, &descriptor).unwrap();
+            }
+        }
     }
 
     /// What a registry without faults replies.

@@ -9,6 +9,7 @@ pub mod server;
 use std::time::Duration;
 
 use coracle_oci::image::Name;
+use coracle_registry::credentials::Credentials;
 use coracle_registry::{Client, Layout, Options, Pulled, RegistryError, Retry, Timeouts};
 
 /// Options that give up soon.
@@ -39,6 +40,14 @@ pub fn pull(options: Options, name: &str) -> (tempfile::TempDir, Result<Pulled, 
         layout.name("pulled", &pulled.manifest).unwrap();
     }
     (directory, result)
+}
+
+/// Credentials of `user`.
+pub fn password(password: &str) -> Credentials {
+    Credentials::Password {
+        user: "user".into(),
+        password: password.into(),
+    }
 }
 
 /// An error with all its causes.
