@@ -83,12 +83,15 @@ fn addresses(name: &str, deadline: Duration) -> Result<Vec<IpAddr>, String> {
 fn by_library(name: &str, deadline: Duration) -> Result<Vec<IpAddr>, String> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let query = (name.to_owned(), 0);
-    thread::spawn(move || {
+    let work = move || {
         let found = query
             .to_socket_addrs()
             .map(|found| found.map(|address| address.ip()).collect());
         let _ = sender.send(found);
-    });
+    };
+    thread::Builder::new()
+        .spawn(work)
+        .map_err(|error| format!("no thread to look it up: {error}"))?;
     match receiver.recv_timeout(deadline) {
         Ok(found) => found.map_err(|error: io::Error| error.to_string()),
         Err(_) => Err(late(deadline)),

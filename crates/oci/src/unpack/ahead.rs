@@ -53,6 +53,7 @@ pub(super) fn unpack(
     layers: Vec<Closed<'_>>,
     count: usize,
 ) -> Result<(), UnpackError> {
+    let all = layers.clone();
     // One layer more than threads, so that none of those waits for the end of the one that is applied.
     let in_flight = count + 1;
     // One chunk more is being filled, and one applied.
@@ -69,12 +70,17 @@ pub(super) fn unpack(
     // All that threads wait for goes with the closure, so that they end when it does.
     thread::scope(move |scope| {
         let _ending = Ending(wanted);
-        for _ in 0..count {
-            scope.spawn(|| {
-                while let Some((index, layer)) = next(giving) {
-                    layer.decode(index, wanted);
-                }
-            });
+        let work = move || {
+            while let Some((index, layer)) = next(giving) {
+                layer.decode(index, wanted);
+            }
+        };
+        let threads = (0..count)
+            .map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+            .count();
+        // The host has a limit on threads, too.
+        if threads == 0 {
+            return applying.one_by_one(all);
         }
         for (index, mut taking) in taking.into_iter().enumerate() {
             wanted.apply(index);
