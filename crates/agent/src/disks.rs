@@ -5,13 +5,18 @@
 //! right to use that one device, or one of the file system on it. That is made here, by the agent: the container's own
 //! processes may not open the device, and so could not mount it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use coracle_agent_api::{AgentError, DISK_LINKS, ErrorKind};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::init::mounts;
 use crate::log_error;
@@ -24,31 +29,84 @@ const PREFIX: &str = "virtio-";
 /// File systems that are tried first, in this order: to try one loads its module.
 const USUAL: [&str; 4] = ["ext4", "xfs", "erofs", "btrfs"];
 
-/// Makes a link in [`DISK_LINKS`] for each block device that has a serial number.
+/// How long a disk may take to tell its serial number: it is the disk that is asked for it.
+const SERIAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a disk may take to have its file system mounted, which may have to be put right first. Less than the host
+/// waits for the container, so that it learns which disk it is.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes a link in [`DISK_LINKS`] for each block device that has a serial number of its own.
 pub fn link_all() {
-    if let Err(error) = link(Path::new("/sys/block"), Path::new(DISK_LINKS)) {
+    let (devices, links) = (Path::new("/sys/block"), Path::new(DISK_LINKS));
+    if let Err(error) = link(devices, links, SERIAL_PATIENCE) {
         log_error!("cannot make links to disks: {error}");
     }
 }
 
-fn link(devices: &Path, links: &Path) -> io::Result<()> {
-    for device in fs::read_dir(devices)? {
-        let device = device?;
-        let Ok(serial) = fs::read_to_string(device.path().join("serial")) else {
+/// A serial number that several devices have is nobody's: whoever serves one of them may have chosen that of another, to be
+/// taken for it.
+fn link(devices: &Path, links: &Path, patience: Duration) -> io::Result<()> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (device, serial) in serials(devices, patience)? {
+        found.entry(serial).or_default().push(device);
+    }
+    if !found.is_empty() {
+        fs::create_dir_all(links)?;
+    }
+    for (serial, devices) in found {
+        let [device] = &devices[..] else {
+            log_error!(
+                "{} have the same serial number {serial}",
+                devices.join(", ")
+            );
             continue;
         };
-        let serial = serial.trim_end_matches(['\0', '\n']);
-        if !is_serial(serial) {
-            continue;
-        }
-        fs::create_dir_all(links)?;
-        let target = Path::new("../..").join(device.file_name());
+        let target = Path::new("../..").join(device);
         match std::os::unix::fs::symlink(target, links.join(format!("{PREFIX}{serial}"))) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result?,
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                log_error!("cannot make a link to the disk {device}: {error}");
+            }
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// The block devices that have a serial number, with it. All are asked at once, since one may never answer.
+fn serials(devices: &Path, patience: Duration) -> io::Result<Vec<(String, String)>> {
+    let mut asked = Vec::new();
+    for device in fs::read_dir(devices)? {
+        let device = device?;
+        let file = device.path().join("serial");
+        if let (Ok(name), true) = (device.file_name().into_string(), file.exists()) {
+            asked.push((name, spawn(move || fs::read_to_string(file))?));
+        }
+    }
+    let deadline = Instant::now() + patience;
+    let mut found = Vec::new();
+    for (device, answer) in asked {
+        match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(serial)) => {
+                let serial = serial.trim_end_matches(['\0', '\n']);
+                if is_serial(serial) {
+                    found.push((device, serial.to_owned()));
+                }
+            }
+            Ok(Err(error)) => log_error!("the disk {device} has no serial number: {error}"),
+            Err(_) => log_error!("the disk {device} does not answer within {patience:?}"),
+        }
+    }
+    Ok(found)
+}
+
+/// Has a thread do what a disk may never let it finish.
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<Receiver<T>> {
+    let (tell, told) = channel();
+    let thread = thread::Builder::new().name("disk".to_owned());
+    // Whoever asked may have gone on without an answer.
+    thread.spawn(move || _ = tell.send(work()))?;
+    Ok(told)
 }
 
 fn is_serial(serial: &str) -> bool {
@@ -83,7 +141,7 @@ pub fn mount_all(spec: &Spec) -> Result<Vec<OwnedFd>, AgentError> {
         .iter()
         .filter(|mount| mount.is_of_disks_file_system())
         .map(|mount| {
-            mount_file_system(mount).map_err(|problem| {
+            mount_in_time(mount.clone(), MOUNT_PATIENCE).map_err(|problem| {
                 AgentError::new(
                     ErrorKind::Mount,
                     format!(
@@ -124,7 +182,13 @@ pub fn device_rules(spec: &Spec) -> Result<Vec<DeviceRule>, AgentError> {
 }
 
 fn number_of(path: &str) -> io::Result<(u32, u32)> {
-    let stat = rustix::fs::stat(path)?;
+    let stat = match rustix::fs::stat(path) {
+        Err(Errno::NOENT) => {
+            let message = "no disk has this serial number, or several have it";
+            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+        }
+        found => found?,
+    };
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
         return Err(io::Error::other("it is no block device"));
     }
@@ -141,6 +205,12 @@ fn is_read_only(mount: &Mount) -> bool {
     })
 }
 
+fn mount_in_time(mount: Mount, patience: Duration) -> Result<OwnedFd, String> {
+    let done = spawn(move || mount_file_system(&mount)).map_err(|error| error.to_string())?;
+    done.recv_timeout(patience)
+        .unwrap_or_else(|_| Err(format!("the disk does not answer within {patience:?}")))
+}
+
 fn mount_file_system(mount: &Mount) -> Result<OwnedFd, String> {
     number_of(&mount.source).map_err(|error| error.to_string())?;
     let mut options = MountOptions::parse(&mount.options).map_err(|error| error.to_string())?;
@@ -153,13 +223,18 @@ fn mount_file_system(mount: &Mount) -> Result<OwnedFd, String> {
             .map_err(|(step, problem)| format!("{step}: {problem}"));
     }
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let mut reasons = Vec::new();
     for kind in candidates(&known) {
-        // Each says in its own way that it is not what the disk holds, and at the end there is nothing else to say.
-        if let Ok(file_system) = mounts::file_system(kind, &mount.source, &options) {
-            return Ok(file_system);
+        match mounts::file_system(kind, &mount.source, &options) {
+            Ok(file_system) => return Ok(file_system),
+            // Each says in its own way that it is not what the disk holds.
+            Err((step, problem)) => reasons.push(format!("{kind}: {step}: {problem}")),
         }
     }
-    Err("none of the file systems that the guest's kernel knows can be mounted".to_owned())
+    let reasons = reasons.join("; ");
+    Err(format!(
+        "none of the file systems that the guest's kernel knows can be mounted: {reasons}"
+    ))
 }
 
 /// The file systems to try: the usual ones, and those of `/proc/filesystems` that need a device.
@@ -175,6 +250,8 @@ fn candidates(known: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use rstest::rstest;
 
     use super::*;
@@ -218,34 +295,87 @@ mod tests {
         assert_eq!(mount.is_of_disks_file_system(), expected);
     }
 
-    #[test]
-    fn devices_are_linked_by_their_serial_numbers() {
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    /// Devices, and where their links are to be.
+    fn devices(serials: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf, PathBuf) {
         let base = tempfile::tempdir().unwrap();
         let (devices, links) = (base.path().join("block"), base.path().join("links"));
-        for (device, serial) in [
-            ("vda", Some("data")),
-            ("vdb", Some("a/b")),
-            ("vdc", Some("")),
-            ("loop0", None),
-            ("vdd", Some("serial-number-of-20b\n")),
-        ] {
+        for (device, serial) in serials {
             fs::create_dir_all(devices.join(device)).unwrap();
-            if let Some(serial) = serial {
-                fs::write(devices.join(device).join("serial"), serial).unwrap();
-            }
+            fs::write(devices.join(device).join("serial"), serial).unwrap();
         }
+        (base, devices, links)
+    }
 
-        link(&devices, &links).unwrap();
-        link(&devices, &links).unwrap();
-
-        let mut found: Vec<_> = fs::read_dir(&links)
+    /// The links, and what they lead to.
+    fn links_in(directory: &Path) -> Vec<(String, String)> {
+        let mut found: Vec<_> = fs::read_dir(directory)
             .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let target = fs::read_link(entry.path()).unwrap();
+                let name = entry.file_name().into_string().unwrap();
+                (name, target.to_str().unwrap().to_owned())
+            })
             .collect();
         found.sort();
-        assert_eq!(found, ["virtio-data", "virtio-serial-number-of-20b"]);
-        let target = fs::read_link(links.join("virtio-data")).unwrap();
-        assert_eq!(target.to_str(), Some("../../vda"));
+        found
+    }
+
+    fn pair(name: &str, target: &str) -> (String, String) {
+        (name.to_owned(), target.to_owned())
+    }
+
+    #[test]
+    fn devices_are_linked_by_their_serial_numbers() {
+        let (_base, devices, links) = devices(&[
+            ("vda", "data"),
+            ("vdb", "a/b"),
+            ("vdc", ""),
+            ("vdd", "serial-number-of-20b\n"),
+        ]);
+        fs::create_dir(devices.join("loop0")).unwrap();
+
+        link(&devices, &links, PATIENCE).unwrap();
+        link(&devices, &links, PATIENCE).unwrap();
+
+        let expected = [
+            pair("virtio-data", "../../vda"),
+            pair("virtio-serial-number-of-20b", "../../vdd"),
+        ];
+        assert_eq!(links_in(&links), expected);
+    }
+
+    #[test]
+    fn serial_number_of_two_devices_is_nobodys() {
+        let (_base, devices, links) =
+            devices(&[("vda", "data"), ("vdb", "other"), ("vdc", "data")]);
+
+        link(&devices, &links, PATIENCE).unwrap();
+
+        assert_eq!(links_in(&links), [pair("virtio-other", "../../vdb")]);
+    }
+
+    #[test]
+    fn disk_that_does_not_answer_keeps_no_other_from_its_link() {
+        let (_base, devices, links) = devices(&[("vda", ""), ("vdb", "data")]);
+        let silent = devices.join("vda/serial");
+        fs::remove_file(&silent).unwrap();
+        // Nobody will ever write to it.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &silent, rustix::fs::Mode::RUSR).unwrap();
+
+        link(&devices, &links, PATIENCE).unwrap();
+
+        assert_eq!(links_in(&links), [pair("virtio-data", "../../vdb")]);
+    }
+
+    #[test]
+    fn disk_that_is_not_there_is_told() {
+        let problem = mount_in_time(mount("/dev/disk/by-id/virtio-none", "ext4"), PATIENCE);
+
+        let expected = "no disk has this serial number, or several have it";
+        assert_eq!(problem.unwrap_err(), expected);
     }
 
     #[test]

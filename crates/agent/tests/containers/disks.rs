@@ -14,6 +14,7 @@ pub const ALL: &[(&str, crate::Case)] = cases![
     disk_is_given_as_a_device,
     disk_that_is_given_read_only_cannot_be_written,
     file_system_that_the_disk_does_not_hold_is_refused,
+    each_file_system_that_is_tried_says_why_not,
     missing_disk_is_named,
 ];
 
@@ -101,6 +102,21 @@ fn file_system_that_the_disk_does_not_hold_is_refused(machine: &Machine) {
     assert!(error.message.starts_with(start), "{error}");
 }
 
+fn each_file_system_that_is_tried_says_why_not(machine: &Machine) {
+    let source = &machine.disk.as_ref().unwrap().link;
+    // An option that no file system has.
+    let bundle = Bundle::new(machine, "true").with_mount(
+        json!({"destination": "/data", "type": "auto", "source": source, "options": ["no_such_option"]}),
+    );
+
+    let error = bundle.run(machine).unwrap_err();
+
+    assert_eq!(error.kind, ErrorKind::Mount);
+    for kind in ["ext4: ", "; xfs: "] {
+        assert!(error.message.contains(kind), "{error}");
+    }
+}
+
 fn missing_disk_is_named(machine: &Machine) {
     let mount = |kind: &str| json!({"destination": "/data", "type": kind, "source": "/dev/disk/by-id/virtio-none"});
 
@@ -114,8 +130,8 @@ fn missing_disk_is_named(machine: &Machine) {
     assert_eq!(
         messages,
         [
-            "cannot mount ext4 of /dev/disk/by-id/virtio-none on /data: No such file or directory (os error 2)",
-            "cannot use /dev/disk/by-id/virtio-none: No such file or directory (os error 2)",
+            "cannot mount ext4 of /dev/disk/by-id/virtio-none on /data: no disk has this serial number, or several have it",
+            "cannot use /dev/disk/by-id/virtio-none: no disk has this serial number, or several have it",
         ]
     );
 }
