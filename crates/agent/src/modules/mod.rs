@@ -63,11 +63,11 @@ pub enum ModuleError {
 ///
 /// # Errors
 ///
-/// [`ModuleError`] names what cannot be read or loaded.
+/// The index cannot be read.
 pub(crate) fn load_packed_drivers() -> Result<(), ModuleError> {
     let directory = Path::new(PACKED);
     if let Some(index) = Index::read(directory)? {
-        load_drivers(&index, Path::new("/sys/bus"))?;
+        load_drivers(&index, Path::new("/sys/bus"));
         // Left where it is, it does no harm but to take room.
         let _ = fs::remove_dir_all(directory);
     }
@@ -78,13 +78,13 @@ pub(crate) fn load_packed_drivers() -> Result<(), ModuleError> {
 ///
 /// # Errors
 ///
-/// [`ModuleError`] names what cannot be read or loaded.
+/// The index cannot be read.
 pub(crate) fn use_share() -> Result<(), ModuleError> {
     let directory = Path::new(SHARE_PATH).join(SHARE_MODULES);
     let Some(index) = Index::read(&directory)? else {
         return Ok(());
     };
-    load_drivers(&index, Path::new("/sys/bus"))?;
+    load_drivers(&index, Path::new("/sys/bus"));
     // A kernel that loads no modules does not ask for any.
     if let Err(error) = fs::write(ASKED_BY_KERNEL, PROGRAM)
         && error.kind() != io::ErrorKind::NotFound
@@ -107,23 +107,40 @@ pub fn asked_for(arguments: &[String]) -> Option<&str> {
 #[must_use]
 pub fn answer_kernel(name: &str) -> ExitCode {
     let directory = Path::new(SHARE_PATH).join(SHARE_MODULES);
-    let loaded = Index::read(&directory).and_then(|index| {
-        let index = index.unwrap_or_default();
-        index.load(&index.asked_for(name))
-    });
-    match loaded {
-        Ok(true) => ExitCode::SUCCESS,
-        // Most of what kernels ask for is not there, and they go on without.
-        Ok(false) => ExitCode::FAILURE,
+    let index = match Index::read(&directory) {
+        Ok(index) => index.unwrap_or_default(),
         Err(error) => {
             log_error!("{}", crate::chain(&error));
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
+    };
+    let files = index.asked_for(name);
+    // Most of what kernels ask for is not there, and they go on without.
+    match load_and_log(&index, &files) < files.len() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
 /// Loads the modules of `index` for the devices below `buses` that have no driver yet.
-fn load_drivers(index: &Index, buses: &Path) -> Result<(), ModuleError> {
+fn load_drivers(index: &Index, buses: &Path) {
+    for alias in aliases_without_driver(index, buses) {
+        load_and_log(index, &index.asked_for(&alias));
+    }
+}
+
+/// Loads what it can, and logs what it cannot. How many modules were not loaded.
+fn load_and_log(index: &Index, files: &[&str]) -> usize {
+    let failures = index.load(files);
+    for failure in &failures {
+        log_error!("{}", crate::chain(failure));
+    }
+    failures.len()
+}
+
+/// What the devices below `buses` that have no driver are called.
+fn aliases_without_driver(index: &Index, buses: &Path) -> Vec<String> {
+    let mut aliases = Vec::new();
     // A device's alias begins with its bus.
     for bus in index.kinds() {
         let devices = buses.join(bus).join("devices");
@@ -136,13 +153,12 @@ fn load_drivers(index: &Index, buses: &Path) -> Result<(), ModuleError> {
             if device.join("driver").exists() {
                 continue;
             }
-            let Ok(alias) = fs::read_to_string(device.join("modalias")) else {
-                continue;
-            };
-            index.load(&index.asked_for(alias.trim_end()))?;
+            if let Ok(alias) = fs::read_to_string(device.join("modalias")) {
+                aliases.push(alias.trim_end().to_owned());
+            }
         }
     }
-    Ok(())
+    aliases
 }
 
 /// Loads the module in `file`.
@@ -206,12 +222,20 @@ mod tests {
         fs::create_dir(buses.join("virtio/devices/virtio0/driver")).unwrap();
         let index = Index::read(&modules).unwrap().unwrap();
 
-        // None of the files is there, so the one that is tried is the one that is named.
-        let error = load_drivers(&index, &buses).unwrap_err();
+        assert_eq!(aliases_without_driver(&index, &buses), ["virtio:d2v9"]);
+    }
 
-        let ModuleError::Read { path, .. } = error else {
-            panic!("{error}");
+    #[test]
+    fn module_that_is_not_loaded_keeps_no_other_from_it() {
+        let modules = tempfile::tempdir().unwrap();
+        fs::write(modules.path().join("first.ko"), "no module").unwrap();
+        let index = Index::parse(modules.path(), "first.ko\t\ta\nsecond.ko\t\ta\n");
+
+        let failures = index.load(&index.asked_for("a"));
+
+        let [ModuleError::Refused { .. }, ModuleError::Read { path, .. }] = &failures[..] else {
+            panic!("{failures:?}");
         };
-        assert_eq!(path, modules.join("blk.ko"));
+        assert!(path.ends_with("second.ko"));
     }
 }
