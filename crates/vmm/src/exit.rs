@@ -58,6 +58,9 @@ pub enum Fault {
     /// The devices of the event loop cannot be served.
     #[error("the event loop cannot go on")]
     EventLoop(#[source] EventLoopError),
+    /// The controlling process leaves too many answers to its requests unread.
+    #[error("the controlling process does not read the answers to its requests")]
+    Unread,
     /// A vhost-user backend went away.
     #[error("the backend of the shared file system {tag:?} is gone")]
     BackendGone {

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use thiserror::Error;
@@ -26,6 +27,8 @@ use crate::{Config, ConfigError, Vm, VmError};
 
 /// The descriptor of the control socket.
 pub const CONTROL: RawFd = 3;
+/// How long the controlling process may take to make room for an event.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest configuration in bytes: many times what a machine with every device takes.
 const MAX_CONFIG: usize = 64 * 1024;
 
@@ -73,7 +76,14 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = sentence(&error);
-            control.send(&Event::Error { message });
+            if control
+                .send(&Event::Error {
+                    message: message.clone(),
+                })
+                .is_err()
+            {
+                eprintln!("coracle vmm: {message}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -84,6 +94,11 @@ fn run(control: &mut Control) -> Result<(), RoleError> {
     use_one_heap();
     report_to(control.0.as_fd());
     let config = control.receive_config()?;
+    // Only an event that cannot be sent is lost by it.
+    control
+        .0
+        .set_write_timeout(Some(PATIENCE))
+        .map_err(RoleError::Control)?;
     if config.descriptors().any(|number| *number == CONTROL) {
         return Err(RoleError::NamesControl);
     }
@@ -96,10 +111,10 @@ fn run(control: &mut Control) -> Result<(), RoleError> {
     let peer = control.0.try_clone().map_err(RoleError::Control)?;
     vm.obey(peer);
     let mut running = vm.start(Some(Filters::new()?))?;
-    control.send(&Event::Running);
+    let _ = control.send(&Event::Running);
     let reason = running.wait()?;
     // Before the machine is taken apart, which nobody has to wait for.
-    control.send(&Event::Exit { reason });
+    let _ = control.send(&Event::Exit { reason });
     Ok(())
 }
 
@@ -164,9 +179,10 @@ impl Control {
         Err(RoleError::ConfigTooLong)
     }
 
-    /// Tells the controlling process. If it is gone it does not want to know, and the event loop stops the machine.
-    fn send(&mut self, event: &Event) {
-        let _ = self.0.write_all(event.line().as_bytes());
+    /// Tells the controlling process, within [`PATIENCE`]. If it is gone it does not want to know, and the event loop
+    /// stops the machine.
+    fn send(&mut self, event: &Event) -> io::Result<()> {
+        self.0.write_all(event.line().as_bytes())
     }
 }
 

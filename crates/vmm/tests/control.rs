@@ -60,6 +60,8 @@ fn main() {
                 requests_are_answered_in_their_order,
                 file_of_a_refused_dump_is_not_the_next_ones,
                 file_of_a_dump_that_fails_is_not_the_next_ones,
+                dump_ends_when_the_controlling_process_is_gone,
+                machine_ends_when_its_answers_are_not_read,
             ],
         )
         .tests(
@@ -291,6 +293,40 @@ fn file_of_a_dump_that_fails_is_not_the_next_ones() {
     assert_eq!(dumped, Event::Done { id: 7 });
     let lengths = lengths(files);
     assert!(lengths[0] == 0 && lengths[1] > 16 << 20, "{lengths:?}");
+}
+
+fn dump_ends_when_the_controlling_process_is_gone() {
+    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.memory_mib = 8192);
+    assert_eq!(vmm.event(), Some(Event::Running));
+    let file = tempfile::tempfile().unwrap();
+    vmm.send_with(b"{\"id\":1,\"request\":\"dump\"}\n", &[file.as_fd()]);
+    let begin = Instant::now();
+    while file.metadata().unwrap().len() == 0 {
+        assert!(begin.elapsed() < DEADLINE, "the dump does not begin");
+    }
+
+    let control = vmm.control.get_ref();
+    control.shutdown(std::net::Shutdown::Write).unwrap();
+
+    let reason = Exit::Stopped;
+    assert_eq!(vmm.finish().0.last(), Some(&Event::Exit { reason }));
+    // The header of a dump is written last.
+    let mut magic = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut magic, 0).unwrap();
+    assert_eq!(magic, [0; 4]);
+}
+
+fn machine_ends_when_its_answers_are_not_read() {
+    let mut vmm = running(&code::SPIN, 1);
+
+    vmm.send(&b"?\n".repeat(3000));
+
+    assert!(!vmm.wait().success());
+    let mut stderr = String::new();
+    let mut pipe = vmm.process.stderr.take().unwrap();
+    pipe.read_to_string(&mut stderr).unwrap();
+    let expected = "coracle vmm: the virtual machine failed: the controlling process does not read the answers to its requests\n";
+    assert_eq!(stderr, expected);
 }
 
 /// What gdb says of a core file.

@@ -11,7 +11,6 @@
 mod inbox;
 mod protocol;
 
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use coracle_memory::GuestMemory;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use thiserror::Error;
 
 use crate::dump::{self, DumpError};
@@ -148,7 +149,8 @@ impl Control {
             .collect()
     }
 
-    fn dump(&self, file: Option<OwnedFd>) -> Result<(), ControlError> {
+    /// Ends early, without a dump, if nobody wants it any more.
+    fn dump(&mut self, file: Option<OwnedFd>) -> Result<(), ControlError> {
         let file = file.ok_or(ControlError::NoDescriptor)?;
         let registers = (0..self.vcpus.len())
             .map(|index| {
@@ -156,12 +158,39 @@ impl Control {
                 Ok(vcpu.registers()?)
             })
             .collect::<Result<Vec<_>, ControlError>>()?;
-        Ok(dump::write(&file.into(), &self.memory, &registers)?)
+        let memory = self.memory.clone();
+        let is_wanted = || self.receive() && !self.ending.is_reported();
+        Ok(dump::write(&file.into(), &memory, &registers, is_wanted)?)
     }
 
-    /// If the controlling process is gone it does not want to know, and the machine is stopped.
-    fn send(&mut self, event: &Event) {
-        let _ = self.socket.write_all(event.line().as_bytes());
+    /// Takes what the controlling process has sent. If it is gone the machine is stopped. Whether it is there.
+    fn receive(&mut self) -> bool {
+        let mut refused = Vec::new();
+        let more = self.inbox.receive(&self.socket, |id, refusal| {
+            refused.push(Event::Failed {
+                id,
+                message: refusal.to_string(),
+            });
+        });
+        for event in refused {
+            self.send(&event);
+        }
+        if !more {
+            self.ending.report(Ok(Exit::Stopped));
+        }
+        more
+    }
+
+    /// If the controlling process is gone it does not want to know, and the machine is stopped. If it has left so many
+    /// answers unread that there is no room for another, the machine ends: the event loop cannot wait for it.
+    fn send(&self, event: &Event) {
+        let line = event.line();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match send(&self.socket, line.as_bytes(), flags) {
+            Ok(sent) if sent < line.len() => self.ending.report(Err(Fault::Unread)),
+            Err(Errno::AGAIN) => self.ending.report(Err(Fault::Unread)),
+            _ => {}
+        }
     }
 
     fn events(&self) -> Events {
@@ -189,16 +218,7 @@ impl MutEventSubscriber for Control {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let mut refused = Vec::new();
-        let more = self.inbox.receive(&self.socket, |id, refusal| {
-            refused.push(Event::Failed {
-                id,
-                message: refusal.to_string(),
-            });
-        });
-        for event in refused {
-            self.send(&event);
-        }
+        let more = self.receive();
         let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
         if !more || events.event_set().intersects(gone) {
             self.check(ops.remove(self.events()));

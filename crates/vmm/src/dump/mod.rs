@@ -24,6 +24,7 @@ use zerocopy::IntoBytes;
 use crate::vcpu::Registers;
 use elf::{FileHeader, ProgramHeader};
 use linux::Window;
+use pages::Pages;
 
 /// Memory begins in the file at a multiple of this, so that pages are pages there too.
 const ALIGN: u64 = 4096;
@@ -56,16 +57,21 @@ pub enum DumpError {
         /// The reason.
         source: io::Error,
     },
+    /// Whoever asked for it is gone, or the machine ends.
+    #[error("nobody wants it any more")]
+    Unwanted,
     /// Guest memory cannot be read.
     #[error("guest memory cannot be read")]
     Read(#[source] AccessError),
 }
 
-/// Writes the guest's memory and the registers of its vCPUs to `file`, instead of what is there.
+/// Writes the guest's memory and the registers of its vCPUs to `file`, instead of what is there. Asks often whether the
+/// dump is still wanted; if not, the file is none.
 pub(crate) fn write(
     file: &File,
     memory: &GuestMemory,
     vcpus: &[Registers],
+    mut is_wanted: impl FnMut() -> bool,
 ) -> Result<(), DumpError> {
     let metadata = file.metadata().map_err(DumpError::Examine)?;
     if !metadata.is_file() {
@@ -80,11 +86,17 @@ pub(crate) fn write(
     }
     let mut vmcoreinfo = None;
     for (region, offset) in memory.regions().iter().zip(&layout.memory) {
-        pages::write(file, *offset, memory, region, |page, content| {
+        let mut show = |page: u64, content: &[u8]| {
             if vmcoreinfo.is_none() && notes::is_vmcoreinfo(content) {
                 vmcoreinfo = notes::vmcoreinfo(memory, page);
             }
-        })?;
+        };
+        let mut pages = Pages::new(memory, region);
+        while pages.write_block(file, *offset, &mut show)? {
+            if !is_wanted() {
+                return Err(DumpError::Unwanted);
+            }
+        }
     }
     notes.extend(vmcoreinfo.unwrap_or_default());
     write_at(file, 0, &layout.headers(memory, notes.len() as u64))?;

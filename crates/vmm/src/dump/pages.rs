@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::ops::Range;
 
-use coracle_memory::{GuestMemory, Region};
+use coracle_memory::{GuestAddress, GuestMemory, Region};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -15,32 +15,49 @@ const PAGE: usize = 4096;
 /// Bytes read at a time.
 const BLOCK: usize = 64 * PAGE;
 
-/// Writes `region` to `file` from `offset` on, and shows each page that is not empty, by its guest-physical address.
-pub(super) fn write(
-    file: &File,
-    offset: u64,
-    memory: &GuestMemory,
-    region: &Region,
-    mut show: impl FnMut(u64, &[u8]),
-) -> Result<(), DumpError> {
-    let start = region.start();
-    let mut block = vec![0; BLOCK];
-    let mut done = 0;
-    let mut data = 0..0;
-    while done < region.len() {
-        if done >= data.end {
-            data = match next_data(region, done) {
-                Some(next) => next,
-                None => break,
-            };
-            done = data.start;
+/// A region on its way into a file.
+pub(super) struct Pages<'m> {
+    memory: &'m GuestMemory,
+    region: &'m Region,
+    block: Vec<u8>,
+    done: u64,
+    /// Where there may be something, up to its end.
+    data: Range<u64>,
+}
+
+impl<'m> Pages<'m> {
+    pub(super) fn new(memory: &'m GuestMemory, region: &'m Region) -> Self {
+        Self {
+            memory,
+            region,
+            block: vec![0; BLOCK],
+            done: 0,
+            data: 0..0,
         }
-        let length = usize::try_from(data.end - done).map_or(BLOCK, |left| left.min(BLOCK));
-        let block = &mut block[..length];
+    }
+
+    /// Writes the next pages to `file`, where the region begins at `offset`, and shows each that is not empty, by its
+    /// guest-physical address. `false`: there are no more.
+    pub(super) fn write_block(
+        &mut self,
+        file: &File,
+        offset: u64,
+        show: &mut impl FnMut(u64, &[u8]),
+    ) -> Result<bool, DumpError> {
+        if self.done >= self.data.end {
+            match next_data(self.region, self.done) {
+                Some(next) if self.done < self.region.len() => self.data = next,
+                _ => return Ok(false),
+            }
+            self.done = self.data.start;
+        }
+        let left = self.data.end - self.done;
+        let length = usize::try_from(left).map_or(BLOCK, |left| left.min(BLOCK));
+        let block = &mut self.block[..length];
         // Within the region, so it does not wrap.
-        let address = start.0.saturating_add(done);
-        memory
-            .read(coracle_memory::GuestAddress(address), block)
+        let address = self.region.start().0.saturating_add(self.done);
+        self.memory
+            .read(GuestAddress(address), block)
             .map_err(DumpError::Read)?;
         for (at, page) in (0..).step_by(PAGE).zip(block.chunks(PAGE)) {
             if !is_empty(page) {
@@ -48,11 +65,11 @@ pub(super) fn write(
             }
         }
         for (at, run) in runs(block) {
-            write_at(file, offset + done + at, run)?;
+            write_at(file, offset + self.done + at, run)?;
         }
-        done += length as u64;
+        self.done += length as u64;
+        Ok(true)
     }
-    Ok(())
 }
 
 /// Whether a page, or the beginning of one, is of zeroes. To compare is many times faster than to look at each byte.

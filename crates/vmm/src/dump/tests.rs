@@ -9,6 +9,10 @@ use rstest::rstest;
 
 use super::*;
 
+fn write(file: &File, memory: &GuestMemory, vcpus: &[Registers]) -> Result<(), DumpError> {
+    super::write(file, memory, vcpus, || true)
+}
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -238,4 +242,21 @@ fn file_that_cannot_be_written_is_told() {
     let error = write(&File::open(&path).unwrap(), &memory, &[]).unwrap_err();
 
     assert!(matches!(error, DumpError::Resize { .. }), "{error}");
+}
+
+#[test]
+fn dump_that_nobody_wants_any_more_is_none() {
+    let memory = GuestMemory::anonymous(&coracle_memory::layout(16 * MIB)).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let mut asked = 0;
+
+    let result = super::write(&file, &memory, &[], || {
+        asked += 1;
+        asked < 3
+    });
+
+    assert!(matches!(result, Err(DumpError::Unwanted)), "{result:?}");
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0).unwrap();
+    assert_eq!((asked, magic), (3, [0; 4]));
 }
