@@ -99,7 +99,8 @@ pub struct Disk<F = RawFd> {
 
 /// A virtio-net device over a tap.
 ///
-/// A tap that is deleted takes the device's link down, not the machine.
+/// A tap that is deleted takes the device's link down, not the machine; so does an interface of the host's that is down, as
+/// long as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net<F = RawFd> {

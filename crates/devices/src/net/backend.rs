@@ -61,6 +61,15 @@ fn refused(request: &'static str) -> impl FnOnce(Errno) -> TapError {
 #[error("the tap of a network device is gone")]
 pub(super) struct Gone;
 
+/// What became of a packet that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// The kernel has it, or has dropped it.
+    Done,
+    /// The host's interface is down. The tap can be written to once it is up.
+    Down,
+}
+
 /// What a read gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
@@ -136,10 +145,12 @@ impl Tap {
     }
 
     /// Sends a packet. One that the kernel does not take is lost, as on any network.
-    pub(super) fn send(&self, packet: &Outgoing<'_>) -> Result<(), Gone> {
-        match packet.write_to(&self.fd) {
-            Err(error) if is_gone(&error) => Err(Gone),
-            _ => Ok(()),
+    pub(super) fn send(&self, packet: &Outgoing<'_>) -> Result<Sent, Gone> {
+        let error = packet.write_to(&self.fd).err();
+        match error.as_ref().and_then(Errno::from_io_error) {
+            Some(Errno::BADFD) => Err(Gone),
+            Some(Errno::IO) => Ok(Sent::Down),
+            _ => Ok(Sent::Done),
         }
     }
 
@@ -171,9 +182,4 @@ fn set_non_blocking(fd: &OwnedFd) -> rustix::io::Result<()> {
 fn set_offload(fd: impl AsFd, flags: usize) -> rustix::io::Result<()> {
     // SAFETY: the argument is a value, not an address.
     unsafe { ioctl(fd, IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags)) }
-}
-
-/// An interface that is down refuses packets with another error.
-fn is_gone(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::BADFD)
 }

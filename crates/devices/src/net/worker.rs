@@ -4,13 +4,13 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use coracle_virtio::{ActivateError, Active, ActiveQueue, Interrupt, Queue, QueueError};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Read, Tap, TapError};
+use super::backend::{Read, Sent, Tap, TapError};
 use super::features;
 use super::queue::{
     ControlCommand, ControlError, Offloads, ReceiveError, Receiver, Sender, control_answer,
@@ -28,13 +28,25 @@ const TURN: usize = 64;
 /// A turn ends behind this many bytes, in either direction: copying them takes some 100 microseconds.
 const TURN_BYTES: usize = 1 << 20;
 
-/// The tap, and whether it is still there. It outlives the worker, which a reset of the device ends.
+/// The tap, and whether packets go over it. It outlives the worker, which a reset of the device ends.
 #[derive(Debug)]
 pub(super) struct Link {
     tap: Tap,
     /// The device's address, which the log names it by.
     mac: [u8; 6],
-    is_up: AtomicBool,
+    /// A [`State`].
+    state: AtomicU8,
+}
+
+/// What the driver reads of a link, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Up,
+    /// The host's interface is down.
+    Down,
+    /// The tap is gone, for good.
+    Cut,
 }
 
 impl Link {
@@ -42,7 +54,7 @@ impl Link {
         Self {
             tap,
             mac,
-            is_up: AtomicBool::new(true),
+            state: AtomicU8::new(State::Up as u8),
         }
     }
 
@@ -50,20 +62,29 @@ impl Link {
         &self.tap
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        self.is_up.load(Ordering::Acquire)
+    fn is(&self, state: State) -> bool {
+        self.state.load(Ordering::Acquire) == state as u8
     }
 
-    fn event(&self) -> Events {
-        Events::new(&self.tap, EventSet::IN)
+    pub(super) fn is_up(&self) -> bool {
+        self.is(State::Up)
+    }
+
+    /// Only the worker changes it, and each change is told once.
+    fn set(&self, state: State, interrupt: &Interrupt) -> bool {
+        let changes = !self.is(state) && !self.is(State::Cut);
+        if changes {
+            self.state.store(state as u8, Ordering::Release);
+            interrupt.config_changed();
+        }
+        changes
     }
 
     /// The tap is gone, for good: something that the host does, so it is an error and told once.
     fn cut(&self, interrupt: &Interrupt, error: &(dyn std::error::Error + 'static)) {
-        if self.is_up.swap(false, Ordering::AcqRel) {
+        if self.set(State::Cut, interrupt) {
             let mac = self.mac;
             tracing::error!(error, "network device {mac:02x?} has lost its link");
-            interrupt.config_changed();
         }
     }
 }
@@ -133,6 +154,9 @@ impl NetWorker {
         } else {
             if pair.receive.is_kick(events) {
                 pair.receive.clear_kick();
+            } else if events.event_set().contains(EventSet::OUT) {
+                // It was waited for while the interface was down.
+                link.set(State::Up, interrupt);
             }
             pair.receive.serve(link, interrupt)?;
         }
@@ -184,8 +208,8 @@ impl NetWorker {
     fn stop(&mut self, error: &ServeError, ops: &mut EventOps<'_>) {
         self.fault.raise(&self.interrupt, error);
         unwatch(ops, &self.kicks());
-        if self.pair.receive.watches_tap {
-            unwatch(ops, &[self.link.event()]);
+        if !self.pair.receive.watched.is_empty() {
+            unwatch(ops, &[Events::empty(&self.link.tap)]);
         }
     }
 }
@@ -221,17 +245,19 @@ impl Pair {
         }
     }
 
-    /// Sends what the driver has. Without a link it is lost.
+    /// Sends what the driver has. Without a tap it is lost.
     fn transmit(&mut self, link: &Link, interrupt: &Interrupt) -> Result<(), QueueError> {
         let mut bytes = 0;
         self.transmit.begin()?;
         while let Some(chain) = self.transmit.next()? {
-            if link.is_up()
+            if !link.is(State::Cut)
                 && let Ok(packet) = self.sender.packet(chain)
             {
                 bytes += packet.len();
-                if let Err(error) = link.tap.send(&packet) {
-                    link.cut(interrupt, &error);
+                match link.tap.send(&packet) {
+                    Ok(Sent::Done) => {}
+                    Ok(Sent::Down) => _ = link.set(State::Down, interrupt),
+                    Err(error) => link.cut(interrupt, &error),
                 }
             }
             self.transmit.finish(0)?;
@@ -251,7 +277,8 @@ struct ReceiveQueue {
     receiver: Receiver,
     /// Whether the driver was asked to kick when it gives more chains.
     asks_for_kicks: bool,
-    watches_tap: bool,
+    /// What the tap is watched for.
+    watched: EventSet,
 }
 
 impl ReceiveQueue {
@@ -262,7 +289,7 @@ impl ReceiveQueue {
             kick: active.kick,
             receiver: Receiver::new(Offloads::to_driver(agreed), mergeable),
             asks_for_kicks: true,
-            watches_tap: false,
+            watched: EventSet::empty(),
         }
     }
 
@@ -308,7 +335,7 @@ impl ReceiveQueue {
     fn serve(&mut self, link: &Link, interrupt: &Interrupt) -> Result<(), ServeError> {
         let mut bytes = 0;
         for _ in 0..TURN {
-            if bytes >= TURN_BYTES || !link.is_up() || !self.has_room()? {
+            if bytes >= TURN_BYTES || link.is(State::Cut) || !self.has_room()? {
                 break;
             }
             let Some(room) = self.receiver.room() else {
@@ -330,17 +357,22 @@ impl ReceiveQueue {
         Ok(())
     }
 
-    /// Watches the tap while there is room for a packet, and only then: it would wake the worker
-    /// without end.
+    /// Watches the tap for packets while there is room for one, and only then: it would wake the worker without end. While
+    /// the host's interface is down, for its coming up too, with which the tap can be written to.
     fn watch_tap(&mut self, link: &Link, ops: &mut EventOps<'_>) -> Result<(), ServeError> {
+        let mut wanted = EventSet::empty();
         // The last packet of a turn may have taken all the room there was.
-        let wanted = link.is_up() && self.has_room()?;
-        match (self.watches_tap, wanted) {
-            (false, true) => watch(ops, &[link.event()])?,
-            (true, false) => unwatch(ops, &[link.event()]),
-            _ => {}
+        wanted.set(EventSet::IN, !link.is(State::Cut) && self.has_room()?);
+        wanted.set(EventSet::OUT, link.is(State::Down));
+        if wanted != self.watched {
+            if !self.watched.is_empty() {
+                unwatch(ops, &[Events::empty(&link.tap)]);
+            }
+            if !wanted.is_empty() {
+                watch(ops, &[Events::new(&link.tap, wanted)])?;
+            }
+            self.watched = wanted;
         }
-        self.watches_tap = wanted;
         Ok(())
     }
 }

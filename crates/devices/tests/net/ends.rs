@@ -55,19 +55,38 @@ fn link_stays_down_after_a_reset() {
     assert!(!guest.needs_reset());
 }
 
-fn interface_that_is_down_is_no_lost_link() {
+fn interface_that_is_down_takes_the_link_down_until_it_is_up() {
     let (host, tap) = host::tap();
     let mut guest = Guest::new(tap, MRG_RXBUF);
     guest.give(4, 1526);
     host.set_up(false);
     guest.send(&[&guest::PLAIN, &numbered(GUEST, 1)]);
-    assert!(guest.is_link_up());
+    assert_link_is_lost(&mut guest);
 
     host.set_up(true);
+    guest.settle();
+
+    assert!(guest.is_link_up());
+    assert!(guest.is_config_changed());
+    assert!(guest.interrupted());
     guest.send(&[&guest::PLAIN, &numbered(GUEST, 2)]);
     assert_eq!(number(&host.receive().1), 2);
     host.send(&PLAIN, &numbered(HOST, 3));
     assert_eq!(number(&guest.receive().frame), 3);
+}
+
+fn interface_that_is_down_is_watched_after_a_reset() {
+    let (host, tap) = host::tap();
+    let mut guest = Guest::new(tap, MRG_RXBUF);
+    host.set_up(false);
+    guest.send(&[&guest::PLAIN, &numbered(GUEST, 1)]);
+
+    guest.activate();
+    let before = guest.is_link_up();
+    host.set_up(true);
+    guest.settle();
+
+    assert_eq!((before, guest.is_link_up()), (false, true));
 }
 
 fn device_works_after_a_reset_under_traffic() {
@@ -128,7 +147,8 @@ cases![
     deleted_tap_takes_the_link_down,
     device_touches_nothing_after_a_reset,
     device_works_after_a_reset_under_traffic,
-    interface_that_is_down_is_no_lost_link,
+    interface_that_is_down_is_watched_after_a_reset,
+    interface_that_is_down_takes_the_link_down_until_it_is_up,
     link_stays_down_after_a_reset,
     tap_without_headers_is_refused,
 ];
