@@ -73,10 +73,20 @@ pub fn ask_with(
     request: &Request,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Answer> {
+    ask_within(patience(request), found, request, descriptors)
+}
+
+/// As [`ask_with`], with another patience.
+pub fn ask_within(
+    patience: Duration,
+    found: &Found,
+    request: &Request,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Answer> {
     let mut connection = connect(found)?;
     connection.send(request, descriptors)?;
     let answer = connection
-        .receive(Some(patience(request)))
+        .receive(Some(patience))
         .map_err(|error| ended(found, error))?;
     match answer {
         Some(Answer::Failed { message, .. }) => Err(anyhow!(printable(&message))),

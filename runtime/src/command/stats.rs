@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::reach::{ask, containers};
+use super::reach::{ask_within, at_once, containers};
 use super::table::{bytes, table};
 use crate::cli::{Directories, StatsArguments};
 use crate::container::{Containers, Found, Id, State};
@@ -29,14 +29,18 @@ struct Sample {
 /// Shows what running containers use.
 pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8> {
     let containers = containers(directories);
+    // One that goes while it is watched is not told of.
+    for name in &arguments.containers {
+        containers.find(name)?;
+    }
     let mut before = HashMap::new();
     if arguments.no_stream {
         // Shares of processor time are those of a moment.
-        samples(&wanted(&containers, arguments)?, &mut before);
+        samples(&wanted(&containers, arguments), &mut before);
         thread::sleep(PERIOD);
     }
     loop {
-        let found = wanted(&containers, arguments)?;
+        let found = wanted(&containers, arguments);
         let now = Instant::now();
         let rows = samples(&found, &mut before);
         let mut stdout = io::stdout().lock();
@@ -117,30 +121,37 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// The containers that are to be shown and run.
-fn wanted(containers: &Containers, arguments: &StatsArguments) -> Result<Vec<Found>> {
+fn wanted(containers: &Containers, arguments: &StatsArguments) -> Vec<Found> {
     let mut found = match arguments.containers.as_slice() {
         [] => containers.list(),
         names => names
             .iter()
-            .map(|name| containers.find(name))
-            .collect::<Result<_>>()?,
+            .filter_map(|name| containers.find(name).ok())
+            .collect(),
     };
     found.retain(|found| matches!(found.state, State::Running { .. }));
-    Ok(found)
+    found
 }
 
 /// What each uses, beside what it did before.
 fn samples(found: &[Found], before: &mut HashMap<Id, Sample>) -> Vec<Row> {
+    before.retain(|id, _| found.iter().any(|found| found.record.id == *id));
+    let samples = at_once(found, |found| {
+        // It may have ended since it was found, and one that hangs keeps nobody from the others' figures.
+        match ask_within(PERIOD, found, &Request::Usage, &[]) {
+            Ok(Answer::Usage(usage)) => Some(Sample {
+                at: Instant::now(),
+                usage,
+            }),
+            _ => None,
+        }
+    });
     let mut rows = Vec::new();
-    for found in found {
-        // It may have ended since it was found.
-        let Ok(Answer::Usage(usage)) = ask(found, &Request::Usage) else {
+    for (found, now) in found.iter().zip(samples) {
+        let Some(now) = now else {
             continue;
         };
-        let now = Sample {
-            at: Instant::now(),
-            usage,
-        };
+        let usage = now.usage;
         let last = before.get(&found.record.id);
         let share = |figure: fn(&Usage) -> u64| last.map(|last| share(&now, last, figure));
         rows.push(Row {

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use self::session::{Session, Step};
+use self::usage::HostMemory;
 use super::guest::{CONTAINER, Guest, failure};
 use super::listeners::{Shape, StreamListeners, StreamPorts};
 use super::machine::Machine;
@@ -69,6 +70,7 @@ pub struct Supervisor<'s> {
     sent: Vec<Sent>,
     /// The user was told that the next signal ends the machine.
     has_warned: bool,
+    host_memory: HostMemory,
     /// Processes there have been, the container's first included.
     processes: u32,
 }
@@ -97,6 +99,7 @@ impl<'s> Supervisor<'s> {
             signals,
             sent: Vec::new(),
             has_warned: false,
+            host_memory: HostMemory::default(),
             processes: 1,
         }
     }

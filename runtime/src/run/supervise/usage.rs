@@ -2,14 +2,18 @@
 //! What a container uses: in its guest, as the agent says, and on the host.
 
 use std::fs;
+use std::time::Instant;
 
 use coracle_agent_api::messages::StatisticsResponse;
 
 use super::Supervisor;
 use crate::control::Usage;
 
+/// How much longer than to find the memory of processes out it is not done again.
+const REST: u32 = 20;
+
 /// Puts together what the agent says and what the host's kernel knows.
-pub fn usage(statistics: &StatisticsResponse, supervisor: &Supervisor<'_>) -> Usage {
+pub fn usage(statistics: &StatisticsResponse, supervisor: &mut Supervisor<'_>) -> Usage {
     let (memory, io) = (&statistics.memory, &statistics.io);
     let total = |figure: fn(&coracle_agent_api::messages::InterfaceStatistics) -> u64| {
         statistics
@@ -30,7 +34,27 @@ pub fn usage(statistics: &StatisticsResponse, supervisor: &Supervisor<'_>) -> Us
             total(|interface| interface.sent_bytes),
         ],
         host_cpu_usec: processes.iter().map(|pid| processor_time(*pid)).sum(),
-        host_memory: processes.iter().map(|pid| proportional_memory(*pid)).sum(),
+        host_memory: supervisor.host_memory.of(&processes),
+    }
+}
+
+/// Memory of processes on the host. To find it out takes the longer the larger they are, and holds them up meanwhile: so
+/// that is done seldom enough to cost little, however often it is asked for.
+#[derive(Default)]
+pub struct HostMemory {
+    bytes: u64,
+    /// Until when that is good enough.
+    until: Option<Instant>,
+}
+
+impl HostMemory {
+    fn of(&mut self, processes: &[u32]) -> u64 {
+        let began = Instant::now();
+        if self.until.is_none_or(|until| until <= began) {
+            self.bytes = processes.iter().map(|pid| proportional_memory(*pid)).sum();
+            self.until = Some(Instant::now() + began.elapsed() * REST);
+        }
+        self.bytes
     }
 }
 
