@@ -68,6 +68,9 @@ pub struct LogsArguments {
     /// Show no more than the last lines
     #[arg(short = 'n', long, value_name = "LINES")]
     pub tail: Option<usize>,
+    /// Show what the processes that run a container in the background had to say themselves, instead
+    #[arg(long, conflicts_with_all = ["follow", "timestamps", "tail"])]
+    pub runner: bool,
     /// The container: its name, its id or the beginning of that
     pub container: String,
 }

@@ -2,31 +2,43 @@
 //! `coracle logs`.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::reach::containers;
 use crate::cli::{Directories, LogsArguments};
-use crate::container::Found;
-use crate::output::{Entry, Logged, Stream};
+use crate::container::{Found, State};
+use crate::log;
+use crate::output::{Entry, Logged, Logging, MESSAGES, Stream};
+use crate::printable::printable;
 
 /// How often it is looked whether whoever runs the container was killed, of which the log says nothing.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// As often where changes are not told.
+const SHORT_LOOK: Duration = Duration::from_millis(200);
+
 /// Shows what a container has put out.
 pub fn logs(directories: &Directories, arguments: &LogsArguments) -> Result<u8> {
     let mut found = containers(directories).find(&arguments.container)?;
+    if arguments.runner {
+        return messages(&found);
+    }
     let what = format!("cannot read the log of container {}", found.record.name);
     let mut logged = Logged::open(&found.directories.container).with_context(|| what.clone())?;
-    let mut printer = Printer {
-        timestamps: arguments.timestamps,
-        line_begins: true,
-    };
+    ensure!(
+        logged.is_there() || found.state == State::Starting,
+        "container {} keeps no log: what it puts out goes to whoever started it",
+        found.record.name
+    );
+    let mut printer = Printer::new(arguments.timestamps);
     let shown = (|| {
         match arguments.tail {
             Some(lines) => printer.print_last(&mut logged, lines)?,
@@ -44,6 +56,23 @@ pub fn logs(directories: &Directories, arguments: &LogsArguments) -> Result<u8> 
     }
 }
 
+/// Shows what the processes of a container in the background had to say themselves.
+fn messages(found: &Found) -> Result<u8> {
+    let path = found.directories.container.join(MESSAGES);
+    let what = || format!("cannot read {}", path.display());
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        text => text.with_context(what)?,
+    };
+    let text = printable(&String::from_utf8_lossy(&text));
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        written => written
+            .context("cannot write to standard output")
+            .map(|()| 0),
+    }
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
@@ -52,9 +81,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints what is added, until nothing runs the container any more.
 fn follow(found: &mut Found, logged: &mut Logged, printer: &mut Printer) -> Result<()> {
-    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let flags = WatchFlags::MODIFY | WatchFlags::MOVED_TO | WatchFlags::CREATE;
-    inotify::add_watch(&changes, &found.directories.container, flags)?;
+    // Where there is no more of it, or the container has gone, its files are looked at now and then.
+    let changes = watch(&found.directories.container).ok();
+    let patience = if changes.is_some() { LOOK } else { SHORT_LOOK };
     loop {
         found.look_again();
         let alive = found.state.is_alive();
@@ -63,33 +92,61 @@ fn follow(found: &mut Found, logged: &mut Logged, printer: &mut Printer) -> Resu
         if !alive {
             return Ok(());
         }
-        let mut waiting = [PollFd::from_borrowed_fd(changes.as_fd(), PollFlags::IN)];
-        match poll(&mut waiting, Timespec::try_from(LOOK).ok().as_ref()) {
+        let mut waiting: Vec<_> = changes
+            .iter()
+            .map(|changes| PollFd::new(changes, PollFlags::IN))
+            .collect();
+        match poll(&mut waiting, Timespec::try_from(patience).ok().as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let mut events = [0; 4096];
-        while rustix::io::read(&changes, &mut events).is_ok_and(|length| length > 0) {}
+        if let Some(changes) = &changes {
+            while rustix::io::read(changes, &mut events).is_ok_and(|length| length > 0) {}
+        }
     }
+}
+
+/// What is readable when something in a directory has changed.
+fn watch(directory: &Path) -> rustix::io::Result<OwnedFd> {
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let flags = WatchFlags::MODIFY | WatchFlags::MOVED_TO | WatchFlags::CREATE;
+    inotify::add_watch(&changes, directory, flags)?;
+    Ok(changes)
 }
 
 /// Prints entries as the container put them out.
 struct Printer {
     timestamps: bool,
-    line_begins: bool,
+    /// Streams whose last line is not whole yet.
+    begun: Vec<Stream>,
 }
 
 impl Printer {
+    fn new(timestamps: bool) -> Self {
+        Self {
+            timestamps,
+            begun: Vec::new(),
+        }
+    }
+
     fn print_all(&mut self, logged: &mut Logged) -> Result<()> {
-        while let Some(entry) = logged.next()? {
-            self.print(&entry)?;
+        while let Some(logging) = logged.next()? {
+            match logging {
+                Logging::Line(entry) => self.print(&entry)?,
+                Logging::Gap => gap(),
+            }
         }
         Ok(())
     }
 
     fn print_last(&mut self, logged: &mut Logged, lines: usize) -> Result<()> {
         let (mut last, mut count) = (VecDeque::new(), 0);
-        while let Some(entry) = logged.next()? {
+        while let Some(logging) = logged.next()? {
+            let Logging::Line(entry) = logging else {
+                gap();
+                continue;
+            };
             count += usize::from(entry.whole);
             last.push_back(entry);
             // A line that is not whole yet is one, too.
@@ -104,16 +161,7 @@ impl Printer {
     }
 
     fn print(&mut self, entry: &Entry) -> Result<()> {
-        let mut text = Vec::new();
-        if self.timestamps && self.line_begins {
-            text.extend_from_slice(entry.time.as_bytes());
-            text.push(b' ');
-        }
-        text.extend_from_slice(&entry.text);
-        if entry.whole {
-            text.push(b'\n');
-        }
-        self.line_begins = entry.whole;
+        let text = self.text(entry);
         match entry.stream {
             Stream::Stdout => {
                 let mut stdout = io::stdout().lock();
@@ -123,5 +171,55 @@ impl Printer {
             Stream::Stderr => io::stderr().lock().write_all(&text)?,
         }
         Ok(())
+    }
+
+    /// An entry as it is printed.
+    fn text(&mut self, entry: &Entry) -> Vec<u8> {
+        let mut text = Vec::new();
+        let begins = !self.begun.contains(&entry.stream);
+        if self.timestamps && begins {
+            text.extend_from_slice(entry.time.as_bytes());
+            text.push(b' ');
+        }
+        text.extend_from_slice(&entry.text);
+        self.begun.retain(|stream| *stream != entry.stream);
+        if entry.whole {
+            text.push(b'\n');
+        } else {
+            self.begun.push(entry.stream);
+        }
+        text
+    }
+}
+
+fn gap() {
+    log::tell("coracle: lines may be left out here: the log grew faster than it was read");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_each_stream_has_its_time() {
+        let mut printer = Printer::new(true);
+        let entries = [
+            (Stream::Stdout, false, "be"),
+            (Stream::Stderr, true, "error"),
+            (Stream::Stdout, true, "gun"),
+            (Stream::Stdout, true, "next"),
+        ];
+
+        let texts = entries.map(|(stream, whole, text)| {
+            let entry = Entry {
+                time: "T".to_owned(),
+                stream,
+                whole,
+                text: text.into(),
+            };
+            String::from_utf8(printer.text(&entry)).unwrap()
+        });
+
+        assert_eq!(texts, ["T be", "T error\n", "gun\n", "T next\n"]);
     }
 }

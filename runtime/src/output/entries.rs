@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reading a container's log, and going on as it is written.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,14 @@ pub struct Entry {
     /// Whether the container's line ends with it.
     pub whole: bool,
     pub text: Vec<u8>,
+}
+
+/// What comes out of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Logging {
+    Line(Entry),
+    /// Here lines may have gone before they could be read.
+    Gap,
 }
 
 impl Entry {
@@ -60,17 +68,24 @@ pub struct Logged {
 impl Logged {
     /// The log in a container's directory, from its beginning; without one, it has no lines.
     pub fn open(directory: &Path) -> io::Result<Self> {
+        // What is the younger half now may be the older one by the time that is looked for.
+        let young = open(&directory.join(YOUNG))?;
+        let old = open(&directory.join(OLD))?;
         Ok(Self {
             directory: directory.to_owned(),
-            file: open(&directory.join(OLD))?
-                .map_or_else(|| open(&directory.join(YOUNG)), |file| Ok(Some(file)))?,
+            file: old.or(young),
             line: Vec::new(),
             done: None,
         })
     }
 
+    /// Whether there is a log at all.
+    pub fn is_there(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// The next line, if there is one by now.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn next(&mut self) -> io::Result<Option<Logging>> {
         loop {
             let Some(file) = &mut self.file else {
                 self.file = open(&self.directory.join(YOUNG))?;
@@ -88,37 +103,62 @@ impl Logged {
                 let line = std::mem::take(&mut self.line);
                 // What makes no sense was cut off by a full disk.
                 if let Some(entry) = Entry::parse(line.strip_suffix(b"\n").unwrap_or(&line)) {
-                    return Ok(Some(entry));
+                    return Ok(Some(Logging::Line(entry)));
                 }
-            } else if !self.turn()? {
-                return Ok(None);
+                continue;
+            }
+            match self.turn()? {
+                Turn::Nothing => return Ok(None),
+                Turn::Again | Turn::Next => {}
+                Turn::Gap => return Ok(Some(Logging::Gap)),
             }
         }
     }
 
-    /// Goes on to the younger half if what was read to its end is the older one by now.
-    fn turn(&mut self) -> io::Result<bool> {
+    /// Goes on to the half that follows if what was read to its end is not the younger one by now.
+    fn turn(&mut self) -> io::Result<Turn> {
         let Some(file) = &self.file else {
-            return Ok(false);
+            return Ok(Turn::Nothing);
         };
         let current = file.get_ref().metadata()?.ino();
-        let young = match fs::metadata(self.directory.join(YOUNG)) {
-            Ok(young) => young.ino(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
+        let Some(young) = open(&self.directory.join(YOUNG))? else {
+            return Ok(Turn::Nothing);
         };
-        if young == current {
-            return Ok(false);
+        if young.get_ref().metadata()?.ino() == current {
+            return Ok(Turn::Nothing);
         }
         // What was written between the last look at it and its becoming the older half is still to be read.
         if self.done != Some(current) {
             self.done = Some(current);
-            return Ok(true);
+            return Ok(Turn::Again);
         }
-        self.file = open(&self.directory.join(YOUNG))?;
+        self.done = None;
         self.line.clear();
-        Ok(self.file.is_some())
+        // It is this one's follower only if this one is still there: it may have turned more than once.
+        let old = open(&self.directory.join(OLD))?;
+        let follows = match &old {
+            Some(old) => old.get_ref().metadata()?.ino() == current,
+            None => false,
+        };
+        self.file = if follows {
+            Some(young)
+        } else {
+            old.or(Some(young))
+        };
+        Ok(if follows { Turn::Next } else { Turn::Gap })
     }
+}
+
+/// What comes after the end of a half.
+enum Turn {
+    /// Nothing yet: it is the younger one.
+    Nothing,
+    /// Its last lines, which came after its end was seen.
+    Again,
+    /// The half that follows it.
+    Next,
+    /// A half that follows others, which went.
+    Gap,
 }
 
 fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
@@ -138,7 +178,10 @@ mod tests {
 
     fn texts(logged: &mut Logged) -> Vec<String> {
         std::iter::from_fn(|| logged.next().unwrap())
-            .map(|entry| String::from_utf8(entry.text).unwrap())
+            .map(|logging| match logging {
+                Logging::Line(entry) => String::from_utf8(entry.text).unwrap(),
+                Logging::Gap => "…".to_owned(),
+            })
             .collect()
     }
 
@@ -154,7 +197,9 @@ mod tests {
         log.write(Stream::Stderr, b"c\n");
 
         assert_eq!(first, ["a", "b"]);
-        let last = logged.next().unwrap().unwrap();
+        let Some(Logging::Line(last)) = logged.next().unwrap() else {
+            panic!("there is no line");
+        };
         assert_eq!(
             (last.stream, last.whole, last.text),
             (Stream::Stderr, true, b"c".to_vec())
@@ -177,6 +222,32 @@ mod tests {
 
         let expected: Vec<_> = (0..200).map(|number| number.to_string()).collect();
         assert_eq!(found, expected);
+    }
+
+    #[rstest]
+    #[case::the_half_that_is_read(110)]
+    #[case::and_the_one_after_it(150)]
+    #[case::and_many_more(1000)]
+    fn lines_that_may_have_gone_before_they_were_read_are_told_of(#[case] count: u32) {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::create(directory.path(), 4_000).unwrap();
+        log.write(Stream::Stdout, b"first\n");
+        let mut logged = Logged::open(directory.path()).unwrap();
+        logged.next().unwrap().unwrap();
+        for number in 0..count {
+            log.write(Stream::Stdout, format!("{number}\n").as_bytes());
+        }
+
+        let found = texts(&mut logged);
+
+        let (before, after) = found.split_at(found.iter().position(|text| text == "…").unwrap());
+        // What is held open is read to its end.
+        let begun: Vec<_> = (0..before.len()).map(|number| number.to_string()).collect();
+        assert_eq!(before, begun);
+        let first: u32 = after[1].parse().unwrap();
+        let expected: Vec<_> = (first..count).map(|number| number.to_string()).collect();
+        assert_eq!(after[1..], expected);
+        assert!(first as usize >= before.len());
     }
 
     #[test]

@@ -25,6 +25,8 @@ use crate::container::Time;
 pub const YOUNG: &str = "log";
 /// Name of its older half.
 pub const OLD: &str = "log.1";
+/// Name of the next younger half while it is made.
+const NEXT: &str = "log.new";
 /// The most bytes of one line of the log, without what stands before it.
 const LINE: usize = 16 << 10;
 
@@ -55,12 +57,14 @@ struct Halves {
     /// The most bytes of one half.
     limit: u64,
     failed: bool,
+    /// The last line may be half.
+    is_broken: bool,
 }
 
 impl Log {
     /// A new log in a container's directory, of `limit` bytes at most.
     pub fn create(directory: &Path, limit: u64) -> Result<Self> {
-        let young = create(directory)
+        let young = create(directory, YOUNG)
             .with_context(|| format!("cannot make a log in {}", directory.display()))?;
         Ok(Self(Arc::new(Mutex::new(Halves {
             directory: directory.to_owned(),
@@ -68,6 +72,7 @@ impl Log {
             written: 0,
             limit: limit / 2,
             failed: false,
+            is_broken: false,
         }))))
     }
 
@@ -91,22 +96,42 @@ impl Halves {
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
         let length = text.len() as u64;
         if self.written > 0 && self.written.saturating_add(length) > self.limit {
-            fs::rename(self.directory.join(YOUNG), self.directory.join(OLD))?;
-            self.young = create(&self.directory)?;
-            self.written = 0;
+            self.turn()?;
         }
         // Counted first: half a line that fits no more on the disk is there, too.
         self.written = self.written.saturating_add(length);
-        self.young.write_all(text)
+        if self.is_broken {
+            self.young.write_all(b"\n")?;
+        }
+        self.is_broken = true;
+        self.young.write_all(text)?;
+        self.is_broken = false;
+        Ok(())
+    }
+
+    /// Begins a younger half. Where that fails everything is as before.
+    fn turn(&mut self) -> io::Result<()> {
+        let [young, old, next] = [YOUNG, OLD, NEXT].map(|name| self.directory.join(name));
+        let file = create(&self.directory, NEXT)?;
+        match fs::rename(&young, &old) {
+            // It was done before, and the next one failed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
+        fs::rename(&next, &young)?;
+        self.young = file;
+        self.written = 0;
+        self.is_broken = false;
+        Ok(())
     }
 }
 
-fn create(directory: &Path) -> io::Result<File> {
+fn create(directory: &Path, name: &str) -> io::Result<File> {
     File::options()
         .append(true)
         .create(true)
         .truncate(false)
-        .open(directory.join(YOUNG))
+        .open(directory.join(name))
 }
 
 /// The lines of the log for a piece of output.
@@ -172,6 +197,45 @@ mod tests {
         let found = String::from_utf8(text).unwrap();
         let tags: Vec<_> = found.lines().map(|line| &line[38..39]).collect();
         assert_eq!(tags, ["P", "F"]);
+    }
+
+    #[test]
+    fn log_that_could_not_turn_goes_on_once_it_can() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::create(directory.path(), 1000).unwrap();
+        let line = [&[b'x'; 400][..], b"\n"].concat();
+        log.write(Stream::Stdout, &line);
+        let obstacle = directory.path().join(NEXT);
+        fs::create_dir(&obstacle).unwrap();
+        log.write(Stream::Stdout, &line);
+        fs::remove_dir(&obstacle).unwrap();
+        fs::remove_file(directory.path().join(YOUNG)).unwrap();
+
+        log.write(Stream::Stdout, &line);
+        log.write(Stream::Stdout, b"last\n");
+
+        let young = fs::read_to_string(directory.path().join(YOUNG)).unwrap();
+        assert!(young.ends_with("F last\n"), "{young}");
+    }
+
+    #[test]
+    fn line_after_half_a_one_stands_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::create(directory.path(), 1 << 20).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut halves = log.0.lock().unwrap();
+        let own = std::mem::replace(&mut halves.young, full);
+        halves.write(b"a line").unwrap_err();
+        halves.young = own;
+        halves.young.write_all(b"a li").unwrap();
+        drop(halves);
+
+        log.write(Stream::Stdout, b"whole\n");
+
+        let young = fs::read_to_string(directory.path().join(YOUNG)).unwrap();
+        let lines: Vec<_> = young.lines().collect();
+        assert_eq!(lines[0], "a li");
+        assert!(lines[1].ends_with(" stdout F whole"), "{young}");
     }
 
     #[test]

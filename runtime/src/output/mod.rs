@@ -5,7 +5,9 @@
 mod copy;
 mod entries;
 mod log;
+mod messages;
 
 pub use copy::{Output, Rest, Sink, start_input};
-pub use entries::{Entry, Logged};
+pub use entries::{Entry, Logged, Logging};
 pub use log::{Log, Stream};
+pub use messages::{MESSAGES, bounded};

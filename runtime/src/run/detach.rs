@@ -10,9 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 use crate::container::Id;
-
-/// Name of the file in a container's directory for what its runner has to say in the background.
-const MESSAGES: &str = "messages";
+use crate::output::{MESSAGES, bounded};
 
 /// The background's word that its container runs.
 pub struct Ready {
@@ -20,6 +18,8 @@ pub struct Ready {
     caller: File,
     /// What goes to standard error from then on.
     messages: File,
+    /// What goes to that of the machine's processes, if not the same.
+    bounded: Option<File>,
 }
 
 impl Ready {
@@ -31,12 +31,17 @@ impl Ready {
             .create(true)
             .open(&path)
             .with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { messages, ..self })
+        let bounded = Some(bounded(&messages)?);
+        Ok(Self {
+            messages,
+            bounded,
+            ..self
+        })
     }
 
-    /// Where to say what is for nobody's terminal.
+    /// Where the machine's processes say what is for nobody's terminal.
     pub fn messages(&self) -> &File {
-        &self.messages
+        self.bounded.as_ref().unwrap_or(&self.messages)
     }
 
     /// Says so, and leaves whoever started this process, with its terminal and its streams.
@@ -77,6 +82,7 @@ pub fn in_background(work: impl FnOnce(Ready) -> Result<u8>) -> Result<u8> {
             work(Ready {
                 caller: File::from(write),
                 messages,
+                bounded: None,
             })
         }
         process => {

@@ -35,6 +35,25 @@ fn both_streams_are_kept_and_told_apart() {
 }
 
 #[test]
+fn container_that_keeps_no_log_is_told_of() {
+    let host = Host::with_shared_images();
+    let mut run = host
+        .container(Image::BUSYBOX)
+        .option("--name", "c")
+        .shell("echo ready; sleep 1000")
+        .start();
+    assert_eq!(run.line(), "ready");
+
+    host.run(&["logs", "c"])
+        .expect(125)
+        .says_once(&["container c keeps no log"]);
+
+    host.run(&["kill", "c"]).expect(0);
+    run.finish().expect(137);
+    host.assert_clean();
+}
+
+#[test]
 fn log_is_followed_to_the_containers_end() {
     let host = Host::with_shared_images();
     start(
