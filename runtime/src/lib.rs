@@ -37,6 +37,9 @@ use tracing_subscriber::filter::LevelFilter;
 /// that container engines use for it.
 const EXIT_FAILURE: u8 = 125;
 
+/// Exit status of a container, or a command in it, whose machine was ended under it: that of a kill.
+const EXIT_CUT_OFF: u8 = 137;
+
 /// The file of configuration that is installed: every key with its default and its unit, commented out.
 pub const CONFIG: &str = include_str!("config/config.toml");
 

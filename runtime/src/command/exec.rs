@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::reach::{connect, containers, ended};
+use crate::EXIT_CUT_OFF;
 use crate::cli::{Directories, ExecArguments};
 use crate::control::{Answer, Connection, Exec, Request, Size};
 use crate::log;
@@ -17,9 +18,6 @@ use crate::output::{Output, Rest, Sink, Stream, start_input};
 use crate::printable::printable;
 use crate::run::{Forwarding, with_values};
 use crate::terminal::{self, Keeper};
-
-/// Exit status of a command whose container ended under it: that of a kill.
-const CUT_OFF: u8 = 137;
 
 /// Runs a further command in a running container.
 pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> {
@@ -79,7 +77,7 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
     if status.is_some() {
         Rest::new([stdout].into_iter().chain(stderr)).finish()?;
     }
-    Ok(status.unwrap_or(CUT_OFF))
+    Ok(status.unwrap_or(EXIT_CUT_OFF))
 }
 
 /// Hands on signals until the command has ended; nothing if its container has ended under it.

@@ -62,14 +62,12 @@ use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Rest, Sink, Stream, start_input};
 use crate::printable::{printable, shortened};
 use crate::terminal::Keeper;
-use crate::{EXIT_FAILURE, log};
+use crate::{EXIT_CUT_OFF, EXIT_FAILURE, log};
 
 pub use self::listeners::through_descriptor;
 pub use self::mounts::detach;
 pub use self::signals::Forwarding;
 pub use self::wishes::with_values;
-/// Exit status of a container whose machine was ended under it: that of a kill.
-const CUT_OFF: u8 = 137;
 
 /// Runs a container, to its end or to its start in the background, and returns the status to exit with.
 pub fn run(directories: &Directories, config: &Config, arguments: &RunArguments) -> Result<u8> {
@@ -346,8 +344,8 @@ impl<'r> Run<'r> {
         match supervisor.run(listener).map_err(Failure::Guests)? {
             End::CutOff => {
                 let reason = "its machine was ended".to_owned();
-                note_end(&mut self.record, container, CUT_OFF, Some(reason));
-                Ok(CUT_OFF)
+                note_end(&mut self.record, container, EXIT_CUT_OFF, Some(reason));
+                Ok(EXIT_CUT_OFF)
             }
             End::Exited {
                 status,
