@@ -156,3 +156,25 @@ fn whoever_is_not_there_is_named() {
     }
     host.assert_clean();
 }
+
+#[test]
+fn figures_of_one_go_on_after_another_has_gone() {
+    let host = Host::with_shared_images();
+    start(&host, "first", Image::BUSYBOX, FOREVER);
+    start(&host, "other", Image::BUSYBOX, FOREVER);
+    let mut run = host.start(host.coracle(&["stats", "--json", "first", "other"]));
+    while !run.line().contains("\"first\"") {}
+
+    host.run(&["rm", "-f", "first"]).expect(0);
+
+    let after = (0..10).map(|_| run.line()).collect::<Vec<_>>();
+    assert!(
+        after[5..].iter().all(|line| line.contains("\"other\"")),
+        "{after:?}"
+    );
+    host.run(&["rm", "-f", "other"]).expect(0);
+    run.finish()
+        .expect(125)
+        .says_once(&["none of the containers runs any more"]);
+    host.assert_clean();
+}

@@ -92,6 +92,8 @@ fn proportional(rollup: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -112,7 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn own_process_uses_memory() {
-        assert!(proportional_memory(std::process::id()) > 0);
+    fn memory_is_found_out_anew_only_after_a_while() {
+        let hour = Duration::from_secs(3600);
+        let mut memory = HostMemory {
+            bytes: 5,
+            until: Some(Instant::now() + hour),
+        };
+
+        assert_eq!(memory.of(&[std::process::id()]), 5);
+        memory.until = Some(Instant::now());
+        assert!(memory.of(&[std::process::id()]) > 5);
     }
 }
