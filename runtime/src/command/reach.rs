@@ -41,8 +41,12 @@ pub fn connect(found: &Found) -> Result<Connection> {
         State::Exited { .. } if found.is_held => {}
         State::Exited { .. } | State::Lost => bail!("container {name} does not run"),
     }
-    Connection::open(&found.directories.state)
-        .with_context(|| format!("cannot reach the process that runs container {name}"))
+    match Connection::open(&found.directories.state) {
+        Err(_) if !found.state.is_alive() => bail!("container {name} does not run"),
+        opened => {
+            opened.with_context(|| format!("cannot reach the process that runs container {name}"))
+        }
+    }
 }
 
 /// How long an answer may take.
