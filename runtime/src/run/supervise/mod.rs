@@ -28,6 +28,7 @@ use super::machine::Machine;
 use super::signals::{ENDING, Forwarding};
 use crate::control::{Listener, Size};
 use crate::log;
+use crate::output::Rest;
 use crate::printable::printable;
 use crate::terminal;
 
@@ -164,6 +165,11 @@ impl<'s> Supervisor<'s> {
             }
         }
         end.unwrap_or_else(|| Err(anyhow!("the guest ended before its container had")))
+    }
+
+    /// Stays until the outputs of the container, which has ended, are handed on, or nobody wants them any more.
+    pub fn finish(mut self, outputs: Rest, listener: &Listener) -> Result<()> {
+        rest::finish(outputs, listener, &mut self.signals)
     }
 
     /// Waits for an answer, a signal, a request, or the guest's end; says whether that has come. After it, `left` is
