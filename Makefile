@@ -49,8 +49,10 @@ IN_LAB := --payload $(CORACLE) --payload $(GUEST) --payload $(IMAGES) \
 	--env CORACLE_BIN=/payload/coracle --env CORACLE_GUEST=/payload/guest \
 	--env CORACLE_IMAGES=/payload/images --env RUST_BACKTRACE=1
 
-# Static: the agent runs where nothing else is, and the runtime starts without a dynamic loader.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --target $(TRIPLE)
+# Static: the agent runs where nothing else is, and the runtime starts without a dynamic loader. It may be anywhere in
+# memory nevertheless, and what that takes is packed: it is done at each start of each process of a run.
+STATIC_FLAGS := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+STATIC := RUSTFLAGS="$(STATIC_FLAGS)" cargo build --target $(TRIPLE)
 
 .PHONY: help
 help: ## Show this list
@@ -147,7 +149,7 @@ semver: deps ## Check that no crate breaks what its version promises
 example: deps ## Build the example VMM from the crates' packages alone
 	@rm -rf $(TARGET)/package
 	@cargo package $(PUBLISHED) --allow-dirty --no-verify --quiet
-	@RUSTFLAGS="-C target-feature=+crt-static" \
+	@RUSTFLAGS="$(STATIC_FLAGS)" \
 		examples/shell-vmm/build.sh $(TARGET) --target $(TRIPLE) --release --locked
 
 .PHONY: kernel

@@ -270,7 +270,7 @@ fn tree_that_was_given_before_is_leased_again_while_it_is_whole() {
     let path = ground.unpacked("tool").path;
 
     let lease = ground.store().lease(&path).unwrap();
-    let removed = ground.store().remove(&name("tool"), &keep_none).unwrap();
+    let removed = ground.remove("tool");
     assert!(lease.is_some());
     assert_eq!(removed.kept_trees, 1);
     drop(lease);
