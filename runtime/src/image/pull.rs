@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result};
 use coracle_oci::image::Name;
-use coracle_oci::store::{Store, StoredImage};
+use coracle_oci::store::{Rootfs, Store, StoreError, StoredImage};
+use coracle_oci::unpack::UnpackError;
 use coracle_registry::{Client, Options};
 
 use super::Unpacking;
@@ -29,19 +30,36 @@ pub fn pull(directories: &Directories, config: &Config, arguments: &PullArgument
         options.insecure.push(name.registry().to_owned());
     }
     let store = Store::open(&directories.root)?;
-    let stored = fetch(&store, options, name)?;
-    let found = store
-        .find(&stored.name)?
-        .with_context(|| format!("the image {} was removed meanwhile", name.familiar()))?;
-    let image = found.stored.image?;
-    let unpacking = Unpacking::new();
-    let rootfs = store
-        .unpacked(&found.source, &image, config.unpack, Some(&unpacking))
-        .with_context(|| format!("cannot unpack the image {}", name.familiar()))?;
+    let mut stored = fetch(&store, options.clone(), name)?;
+    let rootfs = match unpacked(&store, config, &stored) {
+        // What was damaged in the store is gone now, and comes anew.
+        Err(error) if is_damage(&error) => {
+            stored = fetch(&store, options, name)?;
+            unpacked(&store, config, &stored)
+        }
+        outcome => outcome,
+    }
+    .with_context(|| format!("cannot unpack the image {}", name.familiar()))?;
     rootfs.write_out()?;
-    drop(unpacking);
     println!("{}", with_digest(&stored));
     Ok(0)
+}
+
+/// The tree of an image that was pulled.
+fn unpacked(store: &Store, config: &Config, stored: &StoredImage) -> Result<Rootfs> {
+    let found = store
+        .find(&stored.name)?
+        .context("it was removed meanwhile")?;
+    let image = found.stored.image?;
+    let unpacking = Unpacking::new();
+    Ok(store.unpacked(&found.source, &image, config.unpack, Some(&unpacking))?)
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(StoreError::Unpack(UnpackError::Damaged { .. }))
+    )
 }
 
 /// Gets an image from its registry into the store, and tells of it on standard error.

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,6 +52,7 @@ pub const TESTS: &[Test] = &[
         "what_is_there_is_not_pulled_again",
         what_is_there_is_not_pulled_again,
     ),
+    ("damaged_layer_is_pulled_anew", damaged_layer_is_pulled_anew),
     (
         "layer_that_is_no_archive_is_said",
         layer_that_is_no_archive_is_said,
@@ -316,6 +318,30 @@ fn what_is_there_is_not_pulled_again() {
     let layers = server.requests();
     let layers = layers.iter().filter(|request| is_layer(&own, request));
     assert_eq!(layers.count(), 1);
+}
+
+fn damaged_layer_is_pulled_anew() {
+    // Too large to be read each time.
+    let repository = image_of("one", &[7; 5 << 20]);
+    let own = repository.clone();
+    let server = serve(repository, |_| None);
+    let host = Host::new();
+    host.run(&["pull", &server.image()]).ok();
+    let blobs = host.files("blobs");
+    let layer = blobs
+        .iter()
+        .max_by_key(|blob| blob.metadata().unwrap().len());
+    let layer = File::options().write(true).open(layer.unwrap()).unwrap();
+    layer.write_all_at(b"damaged", 1 << 20).unwrap();
+    fs::remove_dir_all(host.path("root/images/trees/sha256")).unwrap();
+
+    host.run(&["pull", &server.image()]).ok();
+
+    let layers = server.requests();
+    let layers = layers.iter().filter(|request| is_layer(&own, request));
+    assert_eq!(layers.count(), 2);
+    let unpacked = host.files("trees");
+    assert!(unpacked.iter().any(|path| path.ends_with("rootfs/one")));
 }
 
 fn layer_that_is_no_archive_is_said() {
