@@ -58,10 +58,7 @@ fn network(world: &World, name: &str, subnets: &[&str], mut plugins: Value) {
     plugins[0]["ipam"] = json!({
         "type": "host-local", "ranges": ranges, "routes": routes, "dataDir": world.path("leases"),
     });
-    let list = json!({"cniVersion": "1.0.0", "name": name, "plugins": plugins});
-    let directory = &world.config.cni_configurations[0];
-    fs::create_dir_all(directory).unwrap();
-    fs::write(directory.join(format!("{name}.conflist")), list.to_string()).unwrap();
+    world.configure(name, &plugins);
 }
 
 fn bridge(world: &World, name: &str, subnets: &[&str]) {

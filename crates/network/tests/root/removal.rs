@@ -3,8 +3,10 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
-use coracle_network::NetworkError;
+use coracle_network::{Addressing, NetworkError};
 
 use crate::holder::Holder;
 use crate::world::{
@@ -17,6 +19,7 @@ tests![
     shared_rules_stay_until_the_last_machine_leaves,
     killed_machine_leaves_what_the_kernel_cannot_know,
     killed_machines_id_is_taken_again,
+    table_of_a_process_that_is_about_to_be_gone_is_waited_for,
     running_machine_is_not_removed,
     sweep_removes_the_dead_alone,
     what_never_was_is_removed_without_a_word,
@@ -113,6 +116,24 @@ fn killed_machines_id_is_taken_again() {
         attachment.interfaces()[0].addresses[0].addr().to_string(),
         address
     );
+}
+
+/// The kernel gives back what a process had one after the other.
+fn table_of_a_process_that_is_about_to_be_gone_is_waited_for() {
+    let world = World::new();
+    let first = world.attach("web", &["host-nat"], &[]);
+    let tap = links_like("coracle").remove(0);
+    first.detach().unwrap();
+    nft(&format!("table netdev {tap} {{ }}"));
+    let later = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(500));
+        nft(&format!("delete table netdev {tap}"));
+    });
+
+    let second = world.try_attach("web", &["host-nat"], &[], &Addressing::default());
+    later.join().unwrap();
+
+    second.unwrap().detach().unwrap();
 }
 
 fn running_machine_is_not_removed() {

@@ -50,7 +50,6 @@ const PASSES_ON: &str = r#"[ "$CNI_COMMAND" = ADD ] && printf '{"cniVersion":"1.
 fn network(world: &mut World, plugins: &[(&str, &str)]) {
     let directory = world.path("plugins");
     fs::create_dir_all(&directory).unwrap();
-    fs::create_dir_all(&world.config.cni_configurations[0]).unwrap();
     for (name, script) in plugins {
         let path = directory.join(name);
         let log = world.path("log");
@@ -65,12 +64,7 @@ fn network(world: &mut World, plugins: &[(&str, &str)]) {
         .iter()
         .map(|(name, _)| json!({"type": name, "capabilities": {"ips": *name == "second", "portMappings": *name == "second"}}))
         .collect();
-    let list = json!({"cniVersion": "1.0.0", "name": "net", "plugins": list});
-    fs::write(
-        world.config.cni_configurations[0].join("10-net.conflist"),
-        list.to_string(),
-    )
-    .unwrap();
+    world.configure("net", &list.into());
     world.config.cni_plugins = vec![directory];
     world.config.cni_deadline = Duration::from_secs(20);
 }
@@ -394,7 +388,7 @@ fn killed_machine_is_taken_down_by_its_record() {
     network(&mut world, &[("first", WORKS), ("second", PASSES_ON)]);
     Holder::start(&world, "vm", "net", &[]).kill();
     // Whatever becomes of the configuration.
-    fs::remove_file(world.config.cni_configurations[0].join("10-net.conflist")).unwrap();
+    fs::remove_file(world.configuration("net")).unwrap();
 
     coracle_network::remove_leftovers("vm", &world.config).unwrap();
 

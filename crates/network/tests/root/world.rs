@@ -18,6 +18,7 @@ use coracle_network::{
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Long enough for a busy machine to connect on loopback.
@@ -340,6 +341,19 @@ impl World {
     pub fn refusal(&self, id: &str, networks: &[&str], ports: &[&str]) -> NetworkError {
         self.try_attach(id, networks, ports, &Addressing::default())
             .unwrap_err()
+    }
+
+    /// Configures a CNI network of these plugins.
+    pub fn configure(&self, name: &str, plugins: &Value) {
+        let list = json!({"cniVersion": "1.0.0", "name": name, "plugins": plugins});
+        let directory = &self.config.cni_configurations[0];
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::write(self.configuration(name), list.to_string()).unwrap();
+    }
+
+    /// Where that is written.
+    pub fn configuration(&self, name: &str) -> PathBuf {
+        self.config.cni_configurations[0].join(format!("10-{name}.conflist"))
     }
 
     /// What the state directory still knows of machines.
