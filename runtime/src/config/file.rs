@@ -61,6 +61,7 @@ struct RegistryKeys {
 struct NetworkKeys {
     ipv4: String,
     ipv6: String,
+    isolate: bool,
     cni_configurations: Vec<PathBuf>,
     cni_plugins: Vec<PathBuf>,
     cni_deadline: u32,
@@ -108,6 +109,7 @@ impl Default for NetworkKeys {
         Self {
             ipv4: AUTO.to_owned(),
             ipv6: AUTO.to_owned(),
+            isolate: network.isolate,
             cni_configurations: network.cni_configurations,
             cni_plugins: network.cni_plugins,
             cni_deadline: 60,
@@ -183,6 +185,7 @@ impl File {
                 state: root.join("network"),
                 ipv4: subnet(&self.network.ipv4).context("network.ipv4")?,
                 ipv6: subnet(&self.network.ipv6).context("network.ipv6")?,
+                isolate: self.network.isolate,
                 cni_configurations: self.network.cni_configurations,
                 cni_plugins: self.network.cni_plugins,
                 cni_deadline: Duration::from_secs(self.network.cni_deadline.into()),
