@@ -69,7 +69,7 @@ pub(crate) fn turn_on(
     off.into_iter().try_for_each(sysctl::enable_forwarding)
 }
 
-/// After the last machine: all is as it was, unless others have come to rely on it.
+/// After the last machine: all is as it was. While others have come to rely on it nothing changes, and strangers stay out.
 pub(crate) fn turn_off(
     config: &NetworkConfig,
     filter: &mut Socket,
@@ -85,13 +85,14 @@ pub(crate) fn turn_off(
     let newcomer = forwarders(filter)?
         .into_iter()
         .find(|name| !change.forwarders.contains(name));
-    match newcomer {
-        None => change
-            .families
-            .into_iter()
-            .try_for_each(sysctl::disable_forwarding)?,
-        Some(name) => tracing::info!("this host goes on forwarding packets, for others: {name}"),
+    if let Some(name) = newcomer {
+        tracing::info!("this host goes on forwarding packets, for others: {name}");
+        return Ok(());
     }
+    change
+        .families
+        .into_iter()
+        .try_for_each(sysctl::disable_forwarding)?;
     firewall::let_strangers_in(filter)?;
     let path = path(config);
     fs::remove_file(&path).map_err(|source| NetworkError::State {

@@ -3,8 +3,8 @@
 
 use crate::holder::Holder;
 use crate::world::{
-    Guest, HOST4, HOST6, OUTSIDE4, OUTSIDE6, SideNetwork, World, forwarding, nft, set_forwarding,
-    set_sysctl, sysctl,
+    Guest, HOST4, HOST6, OUTSIDE4, OUTSIDE6, SideNetwork, World, forwarding, nft, our_tables,
+    set_forwarding, set_sysctl, sysctl,
 };
 
 tests![
@@ -103,9 +103,18 @@ fn network_that_another_engine_makes_meanwhile_works_and_goes_on() {
     let meanwhile = reached();
     attachment.detach().unwrap();
     let afterwards = reached();
+    let left = our_tables();
+    nft("delete table inet engine");
+    coracle_network::sweep(&world.config).unwrap();
 
     let expected = [HOST4, HOST6, OUTSIDE4].map(|address| address.parse().ok());
     assert_eq!((meanwhile, afterwards), (expected, expected));
+    // Strangers stay out for as long as it is we who let the host forward.
+    assert_eq!(left, ["coracle-strangers"]);
+    assert_eq!(
+        (forwarding(), our_tables().len()),
+        (["0", "0"].map(str::to_owned), 0)
+    );
 }
 
 fn host_goes_on_listening_to_its_own_router() {
