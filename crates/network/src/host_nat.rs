@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use crate::attachment::{Interface, Route, default_route};
 use crate::error::NetworkError;
-use crate::firewall::{self, OwnTable, PREFIX};
+use crate::firewall::{self, OwnTable, PREFIX, Side};
 use crate::netlink::Socket;
 use crate::netlink::link::{Link, LinkChange};
 use crate::netlink::route::KernelRoute;
@@ -100,6 +100,7 @@ pub(crate) fn attach(plan: &Plan<'_>, common: &CommonLock) -> Result<HostNat, Ne
     let mut interface = interface(fd, plan, mtu);
     let mut guest_routes = Vec::new();
     let (mut own4, mut own6) = (None, None);
+    let mut sides = Vec::new();
     for (pool, routes, wanted) in [
         (ipv4, &ipv4_routes, wanted.0),
         (ipv6, &ipv6_routes, wanted.1),
@@ -118,10 +119,15 @@ pub(crate) fn attach(plan: &Plan<'_>, common: &CommonLock) -> Result<HostNat, Ne
         } else {
             own6 = Some(address);
         }
+        sides.push(Side {
+            own: address,
+            gateway,
+            others: plan.config.isolate.then(|| pool.subnet()),
+        });
         interface.addresses.push(Pool::single(address));
         guest_routes.push(default_route(gateway, &interface.name, plan.index, true));
     }
-    let guard = firewall::guard(&tap, own4, own6)?;
+    let guard = firewall::guard(&tap, &sides)?;
     if plan.publishes {
         answer_loopback(&mut socket, &tap, index, own6.is_some())?;
     }

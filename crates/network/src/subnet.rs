@@ -117,6 +117,11 @@ impl Pool {
         all.saturating_sub(unused)
     }
 
+    /// All of its addresses.
+    pub(crate) const fn subnet(&self) -> IpNet {
+        self.subnet
+    }
+
     /// The first address.
     pub(crate) fn gateway(&self) -> IpAddr {
         self.nth(0)

@@ -22,7 +22,7 @@ use netlink_packet_netfilter::{
 };
 
 pub(crate) use batch::{Batch, Place};
-pub(crate) use guard::guard;
+pub(crate) use guard::{Side, guard};
 pub(crate) use others::forwarders;
 pub(crate) use own_table::OwnTable;
 use rule::{

@@ -83,6 +83,9 @@ fn guests_do_not_reach_each_other() {
     assert!(one.space.gets_no_tcp_answer(other.ipv6(), port));
     // Published ports are for all.
     assert!(one.space.ask_tcp(HOST4, 8080).is_some());
+    nft("flush ruleset");
+    assert!(one.space.gets_no_tcp_answer(other.ipv4(), port));
+    assert!(one.space.gets_no_tcp_answer(other.ipv6(), port));
 }
 
 fn guests_that_may_reach_each_other_by_their_own_addresses() {
