@@ -338,10 +338,12 @@ impl<'r> Run<'r> {
         }
         let vsock = self.directory.vsock();
         let signals = patience.into_signals();
-        let name = self.record.name.clone();
-        let mut supervisor = Supervisor::new(guest, machine, &self.plan, &vsock, &name, signals);
+        let name = &self.record.name;
+        let mut supervisor = Supervisor::new(guest, machine, &self.plan, &vsock, name, signals);
+        let end = supervisor.run(listener).map_err(Failure::Guests)?;
+        let mut signals = supervisor.into_signals();
         let container = self.directory.container();
-        match supervisor.run(listener).map_err(Failure::Guests)? {
+        match end {
             End::CutOff => {
                 let reason = "its machine was ended".to_owned();
                 note_end(&mut self.record, container, EXIT_CUT_OFF, Some(reason));
@@ -355,7 +357,7 @@ impl<'r> Run<'r> {
                 let reason = out_of_memory.then(|| "out of memory".to_owned());
                 note_end(&mut self.record, container, status, reason);
                 let rest = Rest::new([stdout].into_iter().chain(stderr));
-                supervisor.finish(rest, listener)?;
+                supervise::finish(rest, listener, &mut signals)?;
                 Ok(status)
             }
         }

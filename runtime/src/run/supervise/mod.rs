@@ -20,6 +20,7 @@ use coracle_oci::plan::SandboxPlan;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+pub use self::rest::finish;
 use self::session::{Session, Step};
 use self::usage::HostMemory;
 use super::guest::{CONTAINER, Guest, failure};
@@ -28,7 +29,6 @@ use super::machine::Machine;
 use super::signals::{ENDING, Forwarding};
 use crate::control::{Listener, Size};
 use crate::log;
-use crate::output::Rest;
 use crate::printable::printable;
 use crate::terminal;
 
@@ -167,9 +167,9 @@ impl<'s> Supervisor<'s> {
         end.unwrap_or_else(|| Err(anyhow!("the guest ended before its container had")))
     }
 
-    /// Stays until the outputs of the container, which has ended, are handed on, or nobody wants them any more.
-    pub fn finish(mut self, outputs: Rest, listener: &Listener) -> Result<()> {
-        rest::finish(outputs, listener, &mut self.signals)
+    /// The signals, after the container's end.
+    pub fn into_signals(self) -> Forwarding {
+        self.signals
     }
 
     /// Waits for an answer, a signal, a request, or the guest's end; says whether that has come. After it, `left` is
