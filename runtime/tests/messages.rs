@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Standard streams that take nothing.
+//! Messages where standard error takes nothing.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
