@@ -95,9 +95,6 @@ const CONTROL: &[c_long] = &[
     libc::SYS_sendto,
 ];
 
-/// Packets from and to a tap.
-const NET: &[c_long] = &[libc::SYS_readv];
-
 /// A disk's I/O.
 const DISK: &[c_long] = &[
     libc::SYS_fallocate,
@@ -167,6 +164,8 @@ pub(super) fn event_loop(uses: &Uses) -> List {
     let mut list = List::new();
     let (mut ioctls, mut statx) = (Vec::new(), Vec::new());
     list.allow(EVENTS);
+    // Straight into the buffers of a driver, as `read` would do.
+    list.allow(&[libc::SYS_readv]);
     if uses.vsock {
         list.allow(VSOCK);
         list.allow_with(libc::SYS_socket, 0, &[word(libc::AF_UNIX)]);
@@ -175,7 +174,6 @@ pub(super) fn event_loop(uses: &Uses) -> List {
         statx.push(word(libc::AT_SYMLINK_NOFOLLOW));
     }
     if uses.nets {
-        list.allow(NET);
         ioctls.push(TUNSETOFFLOAD);
     }
     if uses.control {

@@ -231,7 +231,6 @@ mod tests {
     #[case::unix_socket(libc::SYS_socket, [1, 1, 0, 0])]
     #[case::connecting(libc::SYS_connect, [-1, 0, 0, 0])]
     #[case::offloads_of_a_tap(libc::SYS_ioctl, [-1, 0x4004_54d0, 0, 0])]
-    #[case::packets(libc::SYS_readv, [-1, 0, 0, 0])]
     #[case::reading_registers(libc::SYS_ioctl, [-1, 0x8090_ae81, 0, 0])]
     #[case::breakpoints(libc::SYS_ioctl, [-1, 0x4048_ae9b, 0, 0])]
     #[case::examining_a_descriptor(libc::SYS_statx, [-1, 0, 0x1000, 0])]
