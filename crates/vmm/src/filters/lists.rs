@@ -76,7 +76,6 @@ const VSOCK_START: &[c_long] = &[
 const VSOCK: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
-    libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
