@@ -189,6 +189,45 @@ fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
 }
 
 #[test]
+fn containers_reach_each_other_through_published_ports_alone() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world
+        .container(&host)
+        .detached()
+        .option("--name", "web")
+        .network("host-nat")
+        .option("--publish", "8080:80")
+        .shell("while :; do echo inside | nc -l -p 80; done")
+        .expect(0);
+    let shown = world
+        .coracle(
+            &host,
+            &["exec", "web", "ip", "-4", "-o", "addr", "show", "eth0"],
+        )
+        .expect(0)
+        .text();
+    let (address, _) = shown
+        .split_once("inet ")
+        .unwrap()
+        .1
+        .split_once('/')
+        .unwrap();
+
+    let run = world
+        .container(&host)
+        .network("host-nat")
+        .shell(&format!(
+            "timeout 5 nc {address} 80 </dev/null || echo nothing; \
+             until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done"
+        ))
+        .expect(0);
+
+    assert_eq!(run.text(), "nothing\ninside");
+    world.coracle(&host, &["rm", "-f", "web"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
 fn containers_have_names_addresses_and_name_servers() {
     let (host, world) = (Host::with_shared_images(), World::new());
 
