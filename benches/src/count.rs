@@ -55,7 +55,8 @@ impl Shared {
     }
 }
 
-fn now() -> u64 {
+/// Ticks of the time stamp counter.
+pub fn now() -> u64 {
     // SAFETY: every x86-64 processor has the counter.
     unsafe { std::arch::x86_64::_rdtsc() }
 }

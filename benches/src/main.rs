@@ -5,6 +5,7 @@
 //! same on any machine; elsewhere it counts cycles, and only ratios mean something. `make bench`
 //! runs all of it where each part belongs.
 
+mod beside;
 mod count;
 mod memory;
 mod report;
@@ -46,6 +47,8 @@ struct Cli {
 enum Part {
     /// Millions of instructions (deterministic lab): a tiny guest, a stock kernel, a cached image
     Instructions,
+    /// Millions of instructions (deterministic lab): a container's start and streams beside `runc run` and `crun run`
+    Runtimes,
     /// Milliseconds from exec to a tiny guest's first exit, on this machine's own KVM
     Milliseconds,
     /// Host memory beyond guest memory: the only machine, and each further one
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
 fn measure(cli: &Cli) -> Result<Vec<Row>> {
     match cli.part {
         Part::Instructions => start::instructions(cli),
+        Part::Runtimes => beside::runtimes(cli),
         Part::Milliseconds => start::milliseconds(cli),
         Part::Memory => memory::beyond_the_guest(cli),
     }

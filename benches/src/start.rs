@@ -4,7 +4,7 @@
 use std::io::{PipeReader, pipe};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 
 use crate::Cli;
 use crate::count::{Passed, to_first_byte};
@@ -24,15 +24,14 @@ const TINY_MILLISECONDS: f64 = 3.0;
 const ATTEMPTS: u32 = 4;
 
 /// Makes the command that is measured, and the pipe of its output.
-type Subject<'s> = dyn Fn() -> Result<(Command, PipeReader)> + 's;
+pub type Subject<'s> = dyn Fn() -> Result<(Command, PipeReader)> + 's;
 
 /// Instruction counts, in millions.
 pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
     let guests = Guests::new(&cli.guest)?;
-    let millions = |passed: &Passed| passed.ticks as f64 / 1e6;
     let count = |what: &str, subject: &Subject<'_>| {
         eprintln!("bench: {what}, {} times", cli.rounds);
-        repeat(cli.rounds, subject, &millions)
+        median_of(cli.rounds, subject, &millions)
     };
     let tiny_floor = count("floor, tiny guest", &|| {
         guests.floor(&cli.floor, Guest::Tiny)
@@ -48,14 +47,7 @@ pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
     })?;
 
     let runs = Runs::new(&cli.coracle, &cli.guest, cli.images.join("busybox"))?;
-    let unpacked = runs
-        .command(&["true"])
-        .status()
-        .context("cannot run coracle")?;
-    ensure!(
-        unpacked.success(),
-        "the run that unpacks the image failed: {unpacked}"
-    );
+    runs.unpack()?;
     let run = count("coracle run, cached image", &|| {
         let (read, write) = pipe()?;
         let mut command = runs.command(&["echo", "x"]);
@@ -132,7 +124,17 @@ pub fn milliseconds(cli: &Cli) -> Result<Vec<Row>> {
     ])
 }
 
-fn repeat(rounds: usize, subject: &Subject<'_>, figure: &dyn Fn(&Passed) -> f64) -> Result<f64> {
+/// Ticks in millions.
+pub fn millions(passed: &Passed) -> f64 {
+    passed.ticks as f64 / 1e6
+}
+
+/// The median of a figure of a subject that is started so often.
+pub fn median_of(
+    rounds: usize,
+    subject: &Subject<'_>,
+    figure: &dyn Fn(&Passed) -> f64,
+) -> Result<f64> {
     let figures: Result<Vec<_>> = (0..rounds.max(1))
         .map(|_| Ok(figure(&once(subject)?)))
         .collect();

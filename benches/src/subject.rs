@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use coracle_guest::cpio::Archive;
 use coracle_tests::guests;
@@ -143,8 +143,30 @@ impl Runs {
         })
     }
 
+    /// Runs it once, which unpacks it.
+    pub fn unpack(&self) -> Result<()> {
+        let status = self
+            .command(&["true"])
+            .status()
+            .context("cannot run coracle")?;
+        ensure!(
+            status.success(),
+            "the run that unpacks the image failed: {status}"
+        );
+        Ok(())
+    }
+
     /// The command that runs `words` in a container.
     pub fn command(&self, words: &[&str]) -> Command {
+        self.with(&[], words)
+    }
+
+    /// The command that runs `words` in a container that takes our input.
+    pub fn interactive(&self, words: &[&str]) -> Command {
+        self.with(&["-i"], words)
+    }
+
+    fn with(&self, options: &[&str], words: &[&str]) -> Command {
         let mut command = Command::new(&self.coracle);
         command
             .arg("--root")
@@ -155,6 +177,7 @@ impl Runs {
             .arg(&self.guest)
             .args(["run", "--rm", "--network", "none", "--memory"])
             .arg(MEMORY.to_string())
+            .args(options)
             .arg(&self.image)
             .args(words)
             .stdin(Stdio::null());
