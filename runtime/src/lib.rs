@@ -7,8 +7,8 @@
 //! One executable with several roles, so that their text pages are shared. What a person types is
 //! in `cli`; the roles that `coracle` starts for itself are in `roles`.
 
-// A macro that panics where standard error takes nothing is not for those who run containers: `log::tell` is.
-#![deny(clippy::print_stderr)]
+// Macros that end the process where nobody reads are not for those who run containers: `print` and `log::tell` are.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod check;
 mod cli;
@@ -19,12 +19,15 @@ mod control;
 mod descriptors;
 mod guest_files;
 mod image;
+mod lifeline;
 mod log;
 mod output;
+mod print;
 mod printable;
 mod roles;
 mod run;
 mod signal_names;
+mod table;
 mod terminal;
 
 use std::process::ExitCode;
@@ -82,7 +85,9 @@ pub fn main() -> ExitCode {
         cli::Command::Logs(arguments) => command::logs(&directories, arguments),
         cli::Command::Stop(arguments) => command::stop(&directories, arguments),
         cli::Command::Kill(arguments) => command::kill(&directories, arguments),
-        cli::Command::Rm(arguments) => command::rm(&directories, arguments),
+        cli::Command::Rm(arguments) => directories
+            .read_config()
+            .and_then(|config| command::rm(&directories, &config, arguments)),
         cli::Command::Stats(arguments) => command::stats(&directories, arguments),
         cli::Command::Cp(arguments) => command::cp(&directories, arguments),
         cli::Command::Inspect(arguments) => command::inspect(&directories, arguments),

@@ -14,7 +14,12 @@ pub fn printable(text: &str) -> String {
 
 /// `text`, cut short if it is longer than a reason may be.
 pub fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
+    cut(text, SHOWN)
+}
+
+/// `text`, cut short if it has more characters than that.
+pub fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The user's terminal while it is a container's: raw, and as it was before on every way out.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::control::Size;
-use crate::descriptors::close_all_but;
+use crate::lifeline::{Lifeline, wait_for_end};
 
 /// The size of a terminal, if `stream` is one and has any.
 pub fn size(stream: impl AsFd) -> Option<Size> {
@@ -31,8 +30,7 @@ pub fn our_size() -> Option<Size> {
 /// A process that gives the terminal back if this one is killed. It is forked before there are threads; until
 /// [`Keeper::make_raw`] it has nothing to do.
 pub struct Keeper {
-    process: Pid,
-    lifeline: Option<OwnedFd>,
+    lifeline: Lifeline,
     before: Termios,
 }
 
@@ -41,29 +39,13 @@ impl Keeper {
     ///
     /// To be called while the process has one thread: it forks.
     pub fn start() -> Result<Option<Self>> {
-        if !io::stdin().is_terminal() {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
             return Ok(None);
         }
-        let before = tcgetattr(io::stdin()).context("cannot read the terminal's settings")?;
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context("cannot make a pipe")?;
-        // SAFETY: the process has one thread (the caller's promise), so the child may do whatever
-        // the parent may.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error())
-                .context("cannot fork the process that keeps the terminal"),
-            0 => {
-                keep(read, &before);
-                // SAFETY: ends this process at once; what the parent registered for its own exit
-                // must not run here.
-                unsafe { libc::_exit(0) }
-            }
-            process => Ok(Some(Self {
-                process: Pid::from_raw(process).context("fork gave no process id")?,
-                lifeline: Some(write),
-                before,
-            })),
-        }
+        let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
+        let lifeline = Lifeline::fork(&[stdin.as_fd()], |user| keep(&user, &before))?;
+        Ok(Some(Self { lifeline, before }))
     }
 
     /// Hands each key to the container as it is: from now on the terminal here does nothing by itself.
@@ -86,26 +68,17 @@ impl Keeper {
 impl Drop for Keeper {
     /// Has the keeper give the terminal back, once.
     fn drop(&mut self) {
-        drop(self.lifeline.take());
-        // It is our child and does not wait for anything else.
-        let _ = waitpid(Some(self.process), WaitOptions::empty());
+        self.lifeline.hang_up();
+        self.lifeline.wait();
     }
 }
 
-/// The keeper's life: block until the other end of the pipe closes, then give the terminal back. In a session of its
-/// own it is no background process of the terminal's, which would be stopped for that.
-fn keep(read: OwnedFd, before: &Termios) {
-    let _ = rustix::process::setsid();
-    close_all_but(&[io::stdin().as_fd(), read.as_fd()]);
-    crate::descriptors::ignore_signals();
-    let _ = File::from(read).read(&mut [0]);
+/// The keeper's life: block until its user hangs up, then give the terminal back. In a session of its own it is no
+/// background process of the terminal's, which would be stopped for that.
+fn keep(user: &UnixStream, before: &Termios) {
+    wait_for_end(user);
     // Drained, so that what the container printed last is printed as it was meant.
-    let _ = tcsetattr(terminal(), OptionalActions::Drain, before);
-}
-
-fn terminal() -> BorrowedFd<'static> {
-    // SAFETY: standard input stays open for as long as this process lives.
-    unsafe { BorrowedFd::borrow_raw(io::stdin().as_raw_fd()) }
+    let _ = tcsetattr(io::stdin(), OptionalActions::Drain, before);
 }
 
 #[cfg(test)]

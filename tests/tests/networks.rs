@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Containers on networks. Each test has a host of its own in a network namespace, with an outside.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use coracle_tests::{Container, Host, Image};
 use rstest::rstest;
@@ -108,7 +111,7 @@ impl Server {
             if listening.trim() != "0" {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            sleep(Duration::from_millis(50));
         }
         Self(child)
     }
@@ -297,9 +300,8 @@ fn container_takes_a_tap_that_is_there_and_leaves_it_there() {
     host.assert_clean();
 }
 
-#[test]
-fn container_joins_what_cni_plugins_make() {
-    let (host, world) = (Host::with_shared_images(), World::new());
+/// Has `mine` made by CNI plugins, whose addresses are remembered in the folder `ipam/mine`; gives the configuration file.
+fn cni_network(host: &Host) -> PathBuf {
     let configurations = host.folder("net.d");
     std::fs::write(
         configurations.join("mine.conflist"),
@@ -309,13 +311,19 @@ fn container_joins_what_cni_plugins_make() {
             .replace("DATA", &host.folder("ipam").display().to_string()),
     )
     .unwrap();
-    let config = host.file(
+    host.file(
         "config.toml",
         format!(
             "[network]\ncni_configurations = [{:?}]\n",
             configurations.display().to_string()
         ),
-    );
+    )
+}
+
+#[test]
+fn container_joins_what_cni_plugins_make() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    let config = cni_network(&host);
 
     let run = world
         .container(&host)
@@ -377,4 +385,38 @@ fn killed_run_leaves_nothing_of_its_network() {
     host.assert_clean();
     assert_eq!(world.links(), ["lo", "up0"]);
     assert_eq!(world.on_the_host("nft list ruleset"), "");
+}
+
+#[test]
+fn killed_run_gives_back_what_cni_plugins_gave_it() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    let config = cni_network(&host);
+    let addresses = || {
+        let given = std::fs::read_dir(host.files().join("ipam/mine")).unwrap();
+        let names = given.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("198.51.100.")).count()
+    };
+    world
+        .container(&host)
+        .variable("CORACLE_CONFIG", &config)
+        .detached()
+        .option("--name", "web")
+        .network("mine")
+        .command(["sleep", "1000"])
+        .expect(0);
+    let runner = host.run(&["inspect", "web"]).expect(0).text();
+    let runner: serde_json::Value = serde_json::from_str(&runner).unwrap();
+    let runner = runner[0]["status"]["runner"].as_i64().unwrap();
+    let before = addresses();
+
+    coracle_tests::tools::kill(i32::try_from(runner).unwrap());
+
+    host.await_status("web", "lost");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while addresses() > 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(50));
+    }
+    assert_eq!((before, addresses()), (1, 0));
+    world.coracle(&host, &["rm", "web"]).expect(0);
+    host.assert_clean();
 }

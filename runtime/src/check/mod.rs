@@ -2,6 +2,7 @@
 //! `coracle check`: what this host has and lacks for running virtual machines, in the order in
 //! which a run needs it, each lack with its remedy.
 
+mod configuration;
 mod host;
 mod kvm;
 mod network;
@@ -10,28 +11,30 @@ mod report;
 use std::path::Path;
 
 use anyhow::Result;
-use coracle_network::check;
+use coracle_network::{NetworkConfig, check};
 
-use self::report::Finding;
+use self::report::{Finding, Report};
 use crate::cli::{CheckArguments, Directories};
-use crate::container::Places;
 use crate::guest_files::GuestFiles;
+use crate::print::{print, print_json};
 
 /// Looks at the host and prints the findings. The status is 0 only if `run` can work.
 pub fn check(directories: &Directories, arguments: &CheckArguments) -> Result<u8> {
     let findings = findings(directories);
     if arguments.json {
-        println!("{}", report::json(&findings)?);
+        print_json(&Report::of(&findings))?;
     } else {
-        print!("{}", report::text(&findings));
+        print(&report::text(&findings))?;
     }
     Ok(if report::can_run(&findings) { 0 } else { 1 })
 }
 
 fn findings(directories: &Directories) -> Vec<Finding> {
+    let config = directories.read_config();
     let guest = GuestFiles::find(&directories.guest, None, None);
     let release = host::read_text("/proc/sys/kernel/osrelease");
     let mut findings = vec![
+        configuration::configuration(&config),
         kvm::device(Path::new("/dev/kvm")),
         kvm::cpu(
             &host::read_text("/proc/cpuinfo"),
@@ -53,8 +56,7 @@ fn findings(directories: &Directories) -> Vec<Finding> {
         )),
         host::cgroups(Path::new("/sys/fs/cgroup")),
     ];
-    findings.extend(network::host_nat(&check::check(
-        &Places::of(directories).network,
-    )));
+    let network = config.map_or_else(|_| NetworkConfig::default(), |config| config.network);
+    findings.extend(network::host_nat(&check::check(&network)));
     findings
 }

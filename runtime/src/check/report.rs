@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
 /// How much a finding matters.
@@ -101,17 +100,19 @@ pub fn text(findings: &[Finding]) -> String {
 }
 
 /// The findings for a program.
-pub fn json(findings: &[Finding]) -> Result<String> {
-    #[derive(Serialize)]
-    struct Report<'a> {
-        can_run: bool,
-        findings: &'a [Finding],
+#[derive(Debug, Serialize)]
+pub struct Report<'f> {
+    can_run: bool,
+    findings: &'f [Finding],
+}
+
+impl<'f> Report<'f> {
+    pub fn of(findings: &'f [Finding]) -> Self {
+        Self {
+            can_run: can_run(findings),
+            findings,
+        }
     }
-    serde_json::to_string_pretty(&Report {
-        can_run: can_run(findings),
-        findings,
-    })
-    .context("cannot write the findings as JSON")
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn json_names_the_status_of_each_finding() {
-        let value: serde_json::Value = serde_json::from_str(&json(&findings()).unwrap()).unwrap();
+        let value = serde_json::to_value(Report::of(&findings())).unwrap();
 
         assert_eq!(value["can_run"], false);
         assert_eq!(value["findings"][1]["status"], "advice");

@@ -76,6 +76,8 @@ pub struct LogsArguments {
 }
 
 /// Ask containers to end, and make them if they do not.
+///
+/// One that is only starting is given up: nothing of it stays.
 #[derive(Debug, Args)]
 pub struct StopArguments {
     /// How long they may take before they are killed, in seconds
@@ -100,7 +102,7 @@ pub struct KillArguments {
 /// Remove containers that have ended.
 #[derive(Debug, Args)]
 pub struct RmArguments {
-    /// Kill those that run
+    /// Kill those that run or start
     #[arg(short, long)]
     pub force: bool,
     /// The containers: their names, their ids or the beginnings of those

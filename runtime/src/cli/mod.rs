@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use coracle_network::NetworkConfig;
 
 use crate::config::Config;
+use crate::container::Places;
 
 pub use containers::{
     ConsoleArguments, CpArguments, DumpArguments, ExecArguments, InspectArguments, KillArguments,
@@ -89,6 +91,19 @@ impl Directories {
     pub fn read_config(&self) -> Result<Config> {
         let named = self.config != Path::new(DEFAULT_CONFIG);
         Config::read(&self.config, named, &self.root)
+    }
+
+    /// Where the things of containers are, on a host whose networks are made by default.
+    pub fn places(&self) -> Places {
+        Places {
+            containers: self.root.join("containers"),
+            state: self.state.clone(),
+            store: self.root.clone(),
+            network: NetworkConfig {
+                state: self.root.join("network"),
+                ..NetworkConfig::default()
+            },
+        }
     }
 
     /// The same places, whatever directory a process is in: the one that cleans up is in another.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `coracle inspect`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::reach::containers;
 use crate::cli::{Directories, InspectArguments};
 use crate::container::{Found, State};
+use crate::print::print_json;
 
 /// Prints all that is known of containers.
 pub fn inspect(directories: &Directories, arguments: &InspectArguments) -> Result<u8> {
@@ -16,8 +17,7 @@ pub fn inspect(directories: &Directories, arguments: &InspectArguments) -> Resul
         .iter()
         .map(|name| containers.find(name).map(|found| value(&found)))
         .collect::<Result<Vec<_>>>()?;
-    let text = serde_json::to_string_pretty(&all).context("cannot write that as JSON")?;
-    println!("{text}");
+    print_json(&all)?;
     Ok(0)
 }
 
@@ -37,7 +37,11 @@ pub fn value(found: &Found) -> Value {
 fn state(state: &State) -> Value {
     let word = state.word();
     match state {
-        State::Starting | State::Lost => json!({ "is": word }),
+        State::Starting { runner } => json!({ "is": word, "runner": runner }),
+        State::Lost => json!({ "is": word }),
+        State::Damaged { reason, alive } => {
+            json!({ "is": word, "reason": reason, "alive": alive })
+        }
         State::Running { since, runner } => {
             json!({ "is": word, "since": since, "runner": runner })
         }

@@ -34,7 +34,7 @@ pub fn logs(directories: &Directories, arguments: &LogsArguments) -> Result<u8> 
     let what = format!("cannot read the log of container {}", found.record.name);
     let mut logged = Logged::open(&found.directories.container).with_context(|| what.clone())?;
     ensure!(
-        logged.is_there() || found.state == State::Starting,
+        logged.is_there() || matches!(found.state, State::Starting { .. }),
         "container {} keeps no log: what it puts out goes to whoever started it",
         found.record.name
     );

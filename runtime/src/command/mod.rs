@@ -12,7 +12,6 @@ mod ps;
 mod reach;
 mod rm;
 mod stats;
-mod table;
 
 pub use console::console;
 pub use cp::cp;
@@ -25,4 +24,3 @@ pub use ps::ps;
 pub use reach::{containers, each};
 pub use rm::rm;
 pub use stats::stats;
-pub use table::{bytes, table};

@@ -1,35 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `coracle ps`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::inspect::value;
 use super::reach::containers;
-use super::table::table;
 use crate::cli::{Directories, PsArguments};
 use crate::container::{Found, State};
+use crate::print::{print, print_json};
+use crate::printable::cut;
+use crate::table::table;
 
 /// The most characters of a command that are shown.
 const COMMAND: usize = 30;
 
 /// Lists containers.
 pub fn ps(directories: &Directories, arguments: &PsArguments) -> Result<u8> {
-    let mut found = containers(directories).list();
+    let mut found = containers(directories).list()?;
     found.retain(|found| arguments.all || found.state.is_alive());
     if arguments.json {
         let all: Vec<_> = found.iter().map(value).collect();
-        let text = serde_json::to_string_pretty(&all).context("cannot write that as JSON")?;
-        println!("{text}");
+        print_json(&all)?;
     } else if arguments.quiet {
-        for found in found {
-            println!("{}", found.record.id);
-        }
+        let ids: String = found
+            .iter()
+            .map(|found| format!("{}\n", found.record.id))
+            .collect();
+        print(&ids)?;
     } else {
         let rows: Vec<_> = found.iter().map(row).collect();
         let heads = [
             "ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS",
         ];
-        print!("{}", table(heads, &rows));
+        print(&table(heads, &rows))?;
     }
     Ok(0)
 }
@@ -40,7 +43,7 @@ fn row(found: &Found) -> [String; 7] {
         record.id.to_string(),
         record.name.clone(),
         record.image.clone(),
-        shortened(&command(found)),
+        cut(&command(found), COMMAND),
         format!("{} ago", record.created.ago()),
         status(&found.state),
         record.ports.join(", "),
@@ -58,16 +61,9 @@ fn command(found: &Found) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(COMMAND) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
 fn status(state: &State) -> String {
     match state {
-        State::Starting => "starting".to_owned(),
+        State::Starting { .. } => "starting".to_owned(),
         State::Running { since, .. } => format!("running for {}", since.ago()),
         State::Exited {
             at,
@@ -83,19 +79,6 @@ fn status(state: &State) -> String {
             format!("exited ({status}) {} ago: {}", at.ago(), first)
         }
         State::Lost => "lost: coracle was killed, or the host restarted".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_command_is_cut() {
-        assert_eq!(shortened(&"é".repeat(COMMAND)), "é".repeat(COMMAND));
-        assert_eq!(
-            shortened(&"é".repeat(COMMAND + 1)),
-            format!("{}…", "é".repeat(COMMAND))
-        );
+        State::Damaged { reason, .. } => format!("damaged: {reason}"),
     }
 }

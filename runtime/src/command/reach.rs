@@ -10,9 +10,10 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::EXIT_FAILURE;
 use crate::cli::Directories;
-use crate::container::{Containers, Found, Places, State};
+use crate::container::{Containers, Found, State};
 use crate::control::{ANSWER, Answer, Connection, ReceiveError, Request};
 use crate::log;
+use crate::print::print;
 use crate::printable::printable;
 
 /// How much longer than the guest's agent the process that runs a container may take to answer.
@@ -26,20 +27,22 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The host's containers.
 pub fn containers(directories: &Directories) -> Containers {
-    Containers::new(Places::of(directories))
+    Containers::new(directories.places())
 }
 
 /// Connects to the process that runs a container.
 pub fn connect(found: &Found) -> Result<Connection> {
     let name = &found.record.name;
     match found.state {
-        State::Running { .. } => {}
-        // What it has put out may still be on its way.
-        State::Exited { .. } if found.is_held => {}
-        State::Starting => bail!("container {name} is only starting"),
+        State::Running { .. } | State::Damaged { alive: true, .. } => {}
         // Its runner may wait for whoever reads what is left of its output.
         State::Exited { .. } if found.is_held => {}
-        State::Exited { .. } | State::Lost => bail!("container {name} does not run"),
+        State::Starting { .. } => {
+            bail!("container {name} is only starting (to end that: coracle stop {name})")
+        }
+        State::Exited { .. } | State::Lost | State::Damaged { .. } => {
+            bail!("container {name} does not run")
+        }
     }
     match Connection::open(&found.directories.state) {
         Err(_) if !found.state.is_alive() => bail!("container {name} does not run"),
@@ -158,12 +161,9 @@ fn joined<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
 pub fn each(names: &[String], act: impl Fn(&str) -> Result<()>) -> Result<u8> {
     let mut status = 0;
     for name in names {
-        match act(name) {
-            Ok(()) => println!("{name}"),
-            Err(error) => {
-                log::tell_failure(&error);
-                status = EXIT_FAILURE;
-            }
+        if let Err(error) = act(name).and_then(|()| print(&format!("{name}\n"))) {
+            log::tell_failure(&error);
+            status = EXIT_FAILURE;
         }
     }
     Ok(status)

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::reach::{ask_within, at_once, containers};
-use super::table::{bytes, table};
 use crate::cli::{Directories, StatsArguments};
 use crate::container::{Containers, Found, Id, State};
 use crate::control::{Answer, Request, Usage};
+use crate::table::{bytes, table};
 
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -36,11 +36,11 @@ pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8
     let mut before = HashMap::new();
     if arguments.no_stream {
         // Shares of processor time are those of a moment.
-        samples(&wanted(&containers, arguments), &mut before);
+        samples(&wanted(&containers, arguments)?, &mut before);
         thread::sleep(PERIOD);
     }
     loop {
-        let found = wanted(&containers, arguments);
+        let found = wanted(&containers, arguments)?;
         let now = Instant::now();
         let rows = samples(&found, &mut before);
         let mut stdout = io::stdout().lock();
@@ -121,16 +121,16 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// The containers that are to be shown and run.
-fn wanted(containers: &Containers, arguments: &StatsArguments) -> Vec<Found> {
+fn wanted(containers: &Containers, arguments: &StatsArguments) -> Result<Vec<Found>> {
     let mut found = match arguments.containers.as_slice() {
-        [] => containers.list(),
+        [] => containers.list()?,
         names => names
             .iter()
             .filter_map(|name| containers.find(name).ok())
             .collect(),
     };
     found.retain(|found| matches!(found.state, State::Running { .. }));
-    found
+    Ok(found)
 }
 
 /// What each uses, beside what it did before.

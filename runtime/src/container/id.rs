@@ -13,7 +13,7 @@ const ID_BYTES: usize = 6;
 const NAME_LENGTH: usize = 63;
 
 /// A container's id, unique on its host: 12 lower-case hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Id(String);
 

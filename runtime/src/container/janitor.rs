@@ -1,70 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A process that outlives a killed run, to clear up after it.
 //!
-//! It is forked before the run has threads, mounts or guests, waits for the other end of a pipe
-//! to close, and then clears up. It shares nothing with the run that could keep a
-//! caller waiting: no standard stream, no terminal, no process group.
+//! It is forked before the run has threads, mounts or guests, waits until the run has no more to say to it, and then
+//! clears up.
 
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use coracle_oci::store::Store;
-use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Id, Places};
-use crate::descriptors::{close_all_but, ignore_signals};
+use crate::lifeline::{Lifeline, wait_for_end};
+
+/// What the janitor says when all is cleared up.
+const CLEARED: &str = "cleared";
 
 /// The run's handle on its janitor.
-pub struct Janitor {
-    process: Pid,
-    lifeline: Option<OwnedFd>,
+pub struct Janitor(Lifeline);
+
+/// What became of the clearing up.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Cleared,
+    /// Something is left, for this reason.
+    Failed(String),
+    /// The janitor is not there any more.
+    Killed,
 }
 
 impl Janitor {
-    /// Forks a janitor for the run of a container, and for what a killed run left half unpacked in the image store.
+    /// Forks a janitor for the run of a container, and for what is half done in the image store.
     ///
     /// To be called while the process has one thread.
     pub fn start(id: Id, places: Places) -> Result<Self> {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context("cannot make a pipe")?;
-        // SAFETY: the process has one thread (the caller's promise), so the child may do whatever
-        // the parent may.
-        match unsafe { libc::fork() } {
-            -1 => Err(std::io::Error::last_os_error())
-                .context("cannot fork the process that cleans up"),
-            0 => {
-                let cleared = wait_and_clear(read, &id, &places);
-                // SAFETY: ends this process at once; what the parent registered for its own exit
-                // must not run here.
-                unsafe { libc::_exit(i32::from(!cleared)) }
-            }
-            process => {
-                let process = Pid::from_raw(process).context("fork gave no process id")?;
-                Ok(Self {
-                    process,
-                    lifeline: Some(write),
-                })
-            }
-        }
+        Lifeline::fork(&[], |run| clear_after(run, &id, &places)).map(Self)
     }
 
-    /// Has the janitor clear up and waits until it is gone; says whether all is.
-    pub fn dismiss(&mut self) -> bool {
-        drop(self.lifeline.take());
-        let ended = waitpid(Some(self.process), WaitOptions::empty());
-        matches!(ended, Ok(Some((_, status))) if status.exit_status() == Some(0))
+    /// Has the janitor clear up and waits until it has.
+    pub fn dismiss(&self) -> Outcome {
+        self.0.hang_up();
+        match self.0.listen(None).as_str() {
+            CLEARED => Outcome::Cleared,
+            "" => Outcome::Killed,
+            reason => Outcome::Failed(reason.to_owned()),
+        }
     }
 }
 
-/// The janitor's life: block until the run's end of the pipe closes, then clear up. Says whether all is done.
-fn wait_and_clear(read: OwnedFd, id: &Id, places: &Places) -> bool {
-    let _ = rustix::process::setsid();
-    let _ = rustix::process::chdir("/");
-    close_all_but(&[read.as_fd()]);
-    ignore_signals();
-    let _ = std::fs::File::from(read).read(&mut [0]);
+/// The janitor's life: block until the run hangs up, then clear up, and say how that went.
+fn clear_after(mut run: UnixStream, id: &Id, places: &Places) {
+    wait_for_end(&run);
+    // Whatever cannot be removed is left to the next run's sweep.
+    let said = places
+        .clear(id)
+        .map_or_else(|error| format!("{error:#}"), |()| CLEARED.to_owned());
+    // A run that was killed does not hear it.
+    let _ = run.write_all(said.as_bytes());
+    drop(run);
+    // That may wait for all of a disk, and the run for nothing that is not its own.
     Store::sweep(&places.store);
-    // Whatever cannot be removed is left to the run, or to the next run's sweep.
-    places.clear(id).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::places::tests::{Host, host_with_plugin, remember_network};
+    use super::*;
+
+    const ID: &str = "0123456789ab";
+
+    #[test]
+    fn dismissed_janitor_has_cleared_up() {
+        let host = Host::new();
+        let pair = host.run(ID);
+        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+
+        let outcome = janitor.dismiss();
+
+        assert_eq!(outcome, Outcome::Cleared);
+        assert!(!pair.container.exists() && !pair.state.exists());
+    }
+
+    #[test]
+    fn janitor_says_what_it_could_not_clear_up() {
+        let host = Host::new();
+        host.run(ID);
+        fs::write(&host.places.network.state, "no directory").unwrap();
+        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+
+        let outcome = janitor.dismiss();
+
+        let expected = format!("{}/machines", host.places.network.state.display());
+        assert!(
+            matches!(&outcome, Outcome::Failed(reason) if reason.contains(&expected)),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_janitor_starts_is_told_what_to_do() {
+        let (host, told) = host_with_plugin();
+        let machine = remember_network(&host, "tell");
+        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+
+        let outcome = janitor.dismiss();
+
+        assert_eq!(outcome, Outcome::Cleared);
+        let told = fs::read_to_string(told).unwrap();
+        assert!(told.contains("configuration"), "{told}");
+        assert!(!machine.exists());
+    }
 }

@@ -12,6 +12,9 @@
 //! <state>/<id>              while it runs: sockets and mount points
 //! ```
 //!
+//! Whoever makes a container, or gives it a name, has `<root>/containers` locked meanwhile. Whoever removes something of
+//! one has its state directory locked; whoever copies files of one that has ended, its directory, shared.
+//!
 //! Whether a container runs is told by the lock, never by the record: whatever a killed process last wrote, or a host
 //! that lost its power, is not taken for true.
 
@@ -19,13 +22,17 @@ mod directory;
 mod id;
 mod janitor;
 mod list;
+mod places;
 mod record;
 mod removal;
 mod time;
 
-pub use directory::{Places, RunDirectory};
+pub use directory::RunDirectory;
 pub use id::{Id, Name};
 pub use list::{Containers, Found, State};
+pub use places::Places;
+#[cfg(test)]
+pub use record::tests::running;
 pub use record::{Record, Status};
 pub use removal::remove_tree;
 pub use time::Time;

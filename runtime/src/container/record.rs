@@ -2,12 +2,14 @@
 //! What a container is and how it fares, as its runner last wrote it.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use coracle_network::{Attachment, Network};
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Id, Time};
@@ -57,7 +59,10 @@ pub struct Record {
 #[serde(tag = "is", rename_all = "lowercase")]
 pub enum Status {
     /// Its machine is being made.
-    Starting,
+    Starting {
+        /// The process of the host that makes it.
+        runner: u32,
+    },
     /// Its command runs.
     Running {
         /// Since when.
@@ -77,7 +82,37 @@ pub enum Status {
     },
 }
 
+impl Status {
+    /// Whether its command has been started.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self, Self::Starting { .. })
+    }
+}
+
 impl Record {
+    /// Whether the container outlives its run.
+    pub fn is_kept(&self) -> bool {
+        !self.remove && self.status.has_begun()
+    }
+
+    /// What stands for the record of a container of which no more is known.
+    pub fn unreadable(id: Id, created: Time) -> Self {
+        Self {
+            name: id.to_string(),
+            id,
+            image: String::new(),
+            tree: PathBuf::new(),
+            created,
+            status: Status::Starting { runner: 0 },
+            remove: false,
+            stop_signal: libc::SIGTERM,
+            plan: None,
+            networks: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+
     /// Takes down what the container's network turned out to be.
     pub fn note_network(&mut self, networks: &[Network], attachment: Option<&Attachment>) {
         self.networks = networks.iter().map(ToString::to_string).collect();
@@ -90,21 +125,40 @@ impl Record {
         self.ports = attachment.ports().iter().map(ToString::to_string).collect();
     }
 
-    /// The record in a container's directory.
-    pub fn read(directory: &Path) -> Result<Self> {
+    /// Whether there is a record in a container's directory, such as it may be.
+    pub fn is_in(directory: &Path) -> bool {
+        match fs::symlink_metadata(directory.join(FILE)) {
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Ok(_) => true,
+        }
+    }
+
+    /// The record in a container's directory; nothing if there is none.
+    pub fn read(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(FILE);
         let what = || format!("cannot read {}", path.display());
-        let file = File::options()
+        let file = match File::options()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)
-            .with_context(what)?;
+        {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.with_context(what)?,
+        };
         let mut text = Vec::new();
         file.take(LIMIT + 1)
             .read_to_end(&mut text)
             .with_context(what)?;
         ensure!(text.len() as u64 <= LIMIT, "{} is too long", path.display());
         serde_json::from_slice(&text).with_context(what)
+    }
+
+    /// Removes the record from a container's directory: what else is there is no container any more.
+    pub fn remove(directory: &File) -> io::Result<()> {
+        match unlinkat(directory, FILE, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Puts the record into the container's directory in the place of an earlier one. A host that loses its power
@@ -115,7 +169,7 @@ impl Record {
         let text = serde_json::to_vec(self).with_context(what)?;
         ensure!(
             text.len() as u64 <= LIMIT,
-            "the container's record is too long: {} bytes",
+            "the container's command, environment and mounts take {} bytes to write down; {LIMIT} is the most",
             text.len()
         );
         // What was reserved is written over, which needs no further room.
@@ -127,7 +181,7 @@ impl Record {
             .with_context(what)?;
         file.write_all(&text).with_context(what)?;
         file.set_len(text.len() as u64).with_context(what)?;
-        if !self.remove && self.status != Status::Starting {
+        if self.is_kept() {
             file.sync_data().with_context(what)?;
         }
         fs::rename(&path, directory.join(FILE)).with_context(what)
@@ -145,7 +199,7 @@ impl Record {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::ErrorKind;
     use std::thread;
 
@@ -188,7 +242,7 @@ pub(super) mod tests {
 
         record.write(directory.path()).unwrap();
 
-        assert_eq!(Record::read(directory.path()).unwrap(), record);
+        assert_eq!(Record::read(directory.path()).unwrap(), Some(record));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
@@ -211,7 +265,11 @@ pub(super) mod tests {
                 reason: Some("x".repeat(4000)),
             };
             let written = record.write(&point);
-            (filled, written, Record::read(&point).unwrap() == record)
+            (
+                filled,
+                written,
+                Record::read(&point).unwrap() == Some(record),
+            )
         };
 
         let (filled, written, is_same) = thread::spawn(fill).join().unwrap();
@@ -222,18 +280,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn record_that_could_not_be_read_is_not_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut record = running("0123456789ab", "web");
-        record.plan = Some("x".repeat(usize::try_from(LIMIT).unwrap()).into());
-
-        let error = record.write(directory.path()).unwrap_err();
-
-        assert!(error.to_string().contains("is too long"), "{error}");
-    }
-
-    #[test]
-    fn half_a_record_is_none() {
+    fn half_a_record_is_damaged() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE), "{\"id\": \"0123").unwrap();
 
@@ -253,5 +300,35 @@ pub(super) mod tests {
         let error = Record::read(directory.path()).unwrap_err();
 
         assert!(error.to_string().ends_with("is too long"), "{error}");
+    }
+
+    #[test]
+    fn no_record_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+
+        assert_eq!(Record::read(directory.path()).unwrap(), None);
+        assert!(!Record::is_in(directory.path()));
+    }
+
+    #[test]
+    fn record_that_could_not_be_read_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = running("0123456789ab", "web");
+        record.write(directory.path()).unwrap();
+        record.plan = Some("x".repeat(8 << 20).into());
+
+        let error = record.write(directory.path()).unwrap_err();
+
+        assert!(
+            error.to_string().ends_with("8388608 is the most"),
+            "{error}"
+        );
+        assert!(
+            Record::read(directory.path())
+                .unwrap()
+                .unwrap()
+                .plan
+                .is_none()
+        );
     }
 }

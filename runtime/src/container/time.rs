@@ -18,6 +18,11 @@ impl Time {
         Self(SystemTime::now())
     }
 
+    /// A point by the host's clock.
+    pub fn at(time: SystemTime) -> Self {
+        Self(time)
+    }
+
     /// How long ago it was; nothing if it is yet to come.
     pub fn age(self) -> Duration {
         self.0.elapsed().unwrap_or_default()

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `coracle images`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use coracle_oci::digest::Digest;
 use coracle_oci::store::{Store, StoredImage};
 use serde_json::{Value, json};
 
 use crate::cli::{Directories, ImagesArguments};
-use crate::command::{bytes, table};
 use crate::container::Time;
+use crate::print::{print, print_json};
+use crate::table::{bytes, table};
 
 /// Digits of a digest that are shown.
 const DIGITS: usize = 12;
@@ -18,16 +19,17 @@ pub fn images(directories: &Directories, arguments: &ImagesArguments) -> Result<
     let images = Store::open(&directories.root)?.images()?;
     if arguments.json {
         let all: Vec<_> = images.iter().map(value).collect();
-        let text = serde_json::to_string_pretty(&all).context("cannot write that as JSON")?;
-        println!("{text}");
+        print_json(&all)?;
     } else if arguments.quiet {
-        for stored in images {
-            println!("{}", stored.name.familiar());
-        }
+        let names: String = images
+            .iter()
+            .map(|stored| format!("{}\n", stored.name.familiar()))
+            .collect();
+        print(&names)?;
     } else {
         let rows: Vec<_> = images.iter().map(row).collect();
         let heads = ["NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE"];
-        print!("{}", table(heads, &rows));
+        print(&table(heads, &rows))?;
     }
     Ok(0)
 }

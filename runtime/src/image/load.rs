@@ -9,6 +9,7 @@ use coracle_oci::store::Store;
 
 use super::Unpacking;
 use crate::cli::{Directories, LoadArguments, TagArguments};
+use crate::print::print;
 
 /// Puts an image of an archive or a directory into the store; those that have whole names there, if none is given.
 pub fn load(directories: &Directories, arguments: &LoadArguments) -> Result<u8> {
@@ -34,7 +35,7 @@ pub fn load(directories: &Directories, arguments: &LoadArguments) -> Result<u8> 
             .add(name, &source, tag.as_deref(), Some(&copying))
             .with_context(what)?;
         drop(copying);
-        println!("{}", name.familiar());
+        print(&format!("{}\n", name.familiar()))?;
     }
     Ok(0)
 }

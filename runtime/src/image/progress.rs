@@ -13,8 +13,8 @@ use coracle_oci::image::{Descriptor, Layer};
 use coracle_oci::unpack;
 use coracle_registry::{Progress, RegistryError, State};
 
-use crate::command::bytes;
 use crate::printable::printable;
+use crate::table::bytes;
 use crate::terminal;
 
 /// Time between two drawings, and before the first: what is done soon is not shown.

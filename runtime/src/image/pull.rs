@@ -13,9 +13,10 @@ use super::Unpacking;
 use super::credentials::credentials;
 use super::progress::Pulling;
 use crate::cli::{Directories, PullArguments};
-use crate::command::bytes;
 use crate::config::Config;
 use crate::log;
+use crate::print::print;
+use crate::table::bytes;
 
 /// Gets an image from a registry into the store, and unpacks it.
 pub fn pull(directories: &Directories, config: &Config, arguments: &PullArguments) -> Result<u8> {
@@ -41,7 +42,7 @@ pub fn pull(directories: &Directories, config: &Config, arguments: &PullArgument
     }
     .with_context(|| format!("cannot unpack the image {}", name.familiar()))?;
     rootfs.write_out()?;
-    println!("{}", with_digest(&stored));
+    print(&format!("{}\n", with_digest(&stored)))?;
     Ok(0)
 }
 

@@ -25,7 +25,7 @@ fn remove(directories: &Directories, store: &Store, name: &Name, force: bool) ->
     // Its blobs can go only once nobody has a lease on them, this process with them.
     let found = store.find(name)?.map(|found| found.stored);
     let image = found.ok_or_else(|| StoreError::NoSuchImage(Box::new(name.clone())))?;
-    let made = containers(directories).list();
+    let made = containers(directories).list()?;
     if let Some(chain_id) = last_of(store, &image)? {
         let users = made
             .iter()

@@ -56,7 +56,7 @@ use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
 use crate::cli::{Directories, RunArguments};
 use crate::config::Config;
-use crate::container::{Places, Record, RunDirectory, Status, Time};
+use crate::container::{Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Rest, Sink, Stream, start_input};
@@ -65,7 +65,6 @@ use crate::terminal::Keeper;
 use crate::{EXIT_CUT_OFF, EXIT_FAILURE, log};
 
 pub use self::listeners::through_descriptor;
-pub use self::mounts::detach;
 pub use self::signals::Forwarding;
 pub use self::wishes::with_values;
 
@@ -173,10 +172,7 @@ impl<'r> Run<'r> {
             .iter()
             .map(Volume::with_existing_source)
             .collect::<Result<Vec<_>, _>>()?;
-        let places = Places {
-            network: config.network.clone(),
-            ..Places::of(directories)
-        };
+        let places = directories.places().with_networks(config);
         // Directories come before threads: the janitor is a fork.
         let directory = RunDirectory::create(&places)?;
         let mut record = wishes::record(&directory, arguments);
@@ -222,8 +218,9 @@ impl<'r> Run<'r> {
         let networks = arguments.network.networks(config)?;
         let attachment = network::make(directory.id(), &arguments.network, config)?;
         record.note_network(&networks, attachment.as_ref());
-        etc::write(&plan, directory.id(), attachment.as_ref())?;
+        // One that cannot be written down is refused before its command has run.
         record.write(directory.container())?;
+        etc::write(&plan, directory.id(), attachment.as_ref())?;
         record.reserve(directory.container())?;
         let ready = ready
             .map(|ready| ready.leaving_messages(directory.container()))

@@ -18,11 +18,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::CWD;
-use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen, mount_change, move_mount, open_tree, unmount,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount_change, move_mount, open_tree,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -160,14 +159,6 @@ fn detached(source: &Path, read_only: bool) -> Result<OwnedFd> {
     confine(tree.as_fd(), read_only)
         .with_context(|| format!("cannot confine the share of {}", source.display()))?;
     Ok(tree)
-}
-
-/// Detaches what is mounted at `point`, with all below it; nothing there is success.
-pub fn detach(point: &Path) -> io::Result<()> {
-    match unmount(point, UnmountFlags::DETACH) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {

@@ -67,7 +67,9 @@ pub fn record(directory: &RunDirectory, arguments: &RunArguments) -> Record {
         },
         tree: PathBuf::new(),
         created: Time::now(),
-        status: Status::Starting,
+        status: Status::Starting {
+            runner: std::process::id(),
+        },
         remove: arguments.remove,
         stop_signal: libc::SIGTERM,
         plan: None,

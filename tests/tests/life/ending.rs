@@ -50,6 +50,33 @@ fn container_that_does_not_want_to_stop_is_killed() {
 }
 
 #[rstest]
+#[case::stopped(&["stop", "c"])]
+#[case::killed(&["kill", "c"])]
+#[case::removed(&["rm", "--force", "c"])]
+fn container_that_is_starting_can_be_ended(#[case] words: &[&str]) {
+    let host = Host::with_shared_images();
+    let run = host
+        .container(Image::BUSYBOX)
+        .option("--name", "c")
+        // The guest waits for a debugger that does not come.
+        .option("--gdb", host.files().join("gdb"))
+        .flag("--gdb-wait")
+        .boot_timeout(300)
+        .command(["true"])
+        .start();
+    host.process_of("role:vmm");
+    let asked = host.run(&["kill", "-s", "USR1", "c"]);
+
+    host.run(words).expect(0);
+
+    run.finish().expect(128 + libc::SIGTERM);
+    asked
+        .expect(125)
+        .says_once(&["container c is only starting", "coracle stop c"]);
+    host.assert_clean();
+}
+
+#[rstest]
 #[case::killed(&["kill", "c"], "exited (137)")]
 #[case::signal_by_name(&["kill", "-s", "SIGUSR1", "c"], "exited (138)")]
 #[case::signal_by_number(&["kill", "-s", "12", "c"], "exited (140)")]

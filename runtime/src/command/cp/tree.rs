@@ -19,6 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::place::Direction;
 use super::root::Root;
 use crate::container::{Found, State, remove_tree};
+use crate::log;
 use crate::run::mounts::{Written, bind_at, enter_namespace, overlay, overlay_to_read};
 
 /// A container's files.
@@ -45,14 +46,19 @@ impl Tree {
     /// To be called while the process has one thread: it changes its mount namespace.
     pub fn open(store: &Path, found: &mut Found, direction: Direction) -> Result<Self> {
         let name = &found.record.name;
+        if let State::Damaged { reason, .. } = &found.state {
+            bail!("it is not known where the files of container {name} are: {reason}");
+        }
         let plan = found.record.plan.clone();
         let plan: SandboxPlan = plan
             .and_then(|plan| serde_json::from_value(plan).ok())
             .with_context(|| format!("container {name} has no files yet"))?;
         match found.state {
-            State::Starting => bail!("container {name} is only starting"),
+            State::Starting { .. } => bail!("container {name} is only starting"),
             State::Running { runner, .. } => Self::of_running(found, &plan, runner),
-            State::Exited { .. } | State::Lost => Self::of_ended(store, found, &plan, direction),
+            State::Exited { .. } | State::Lost | State::Damaged { .. } => {
+                Self::of_ended(store, found, &plan, direction)
+            }
         }
     }
 
@@ -175,9 +181,9 @@ fn put_volumes(
             Ok(source) => source,
             Err(error) => {
                 let shown = volume.source.display();
-                eprintln!(
+                log::tell(format_args!(
                     "coracle: the volume {shown} is left out, since it is not what it was: {error}"
-                );
+                ));
                 continue;
             }
         };
