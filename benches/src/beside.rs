@@ -34,6 +34,9 @@ pub fn runtimes(cli: &Cli) -> Result<Vec<Row>> {
 
     let first = |what: &str, command: &dyn Fn() -> Result<Command>| {
         eprintln!("bench: {what} to its first byte, {} times", cli.rounds);
+        // What it is made of is in the page cache from then on, as the image of ours is.
+        let status = command()?.stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "{what} failed: {status}");
         let subject = || {
             let (read, write) = pipe()?;
             let mut command = command()?;

@@ -2,7 +2,8 @@
 //! A process' standard streams as pipes on its side, streams to the host on ours, and a thread that pumps between the two.
 //!
 //! The process does not get the host's streams themselves: programs open `/dev/stdout` anew, which works for a pipe
-//! and fails for a socket. What is written to a pipe is spliced to the host without passing through this process.
+//! and fails for a socket. It is copied, not spliced: a splice makes a packet of each page, and a packet costs both kernels
+//! and the VMM several times what its bytes do.
 //!
 //! Nothing is lost on the way: [`Pipes::drain`] returns once all output has been handed over, and only then is
 //! the end of the process reported. An end of file travels both ways: the last writer that closes a pipe shuts the
@@ -22,17 +23,18 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
-use rustix::pipe::{PipeFlags, SpliceFlags};
+use rustix::pipe::PipeFlags;
 
 use super::stdio::{HostStreams, ProcessEnds, null};
 
-/// How much is moved at a time: what a pipe holds.
-const CHUNK: usize = 64 << 10;
+/// How much of the input is moved at a time: what a pipe holds.
+const PIPE: usize = 64 << 10;
 
-/// How much is moved at a time where it must pass through this process.
-const BUFFER: usize = 16 << 10;
+/// How much of an output is moved at a time, which becomes one packet: with what the kernel adds, the largest block of
+/// memory that it finds however scattered its memory is.
+const PACKET: usize = 28 << 10;
 
-/// What a pump's stack has to hold: the buffer, and not much more.
+/// What a pump's stack has to hold: its buffer, and not much more.
 const STACK: usize = 128 << 10;
 
 /// How often an output that does not end is looked at, after the process' end.
@@ -197,7 +199,7 @@ impl Output {
     /// How much will have been moved, at the latest, when all that is in the pipe now has been.
     fn bound(&self) -> u64 {
         let room = self.pipe.upgrade().map_or(0, |pipe| {
-            rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(CHUNK)
+            rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(PIPE)
         });
         self.moved().saturating_add(room as u64)
     }
@@ -224,27 +226,20 @@ pub(super) fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> io::Res
 /// Moves all that is written to `pipe` to `stream`, until the last writer closes it or `end` says that what is in it now is
 /// the last, and then tells the host that this was all. Ends early if the host is gone.
 fn pump_output(pipe: &OwnedFd, stream: &OwnedFd, end: &OwnedFd, moved: &AtomicU64) {
-    let result = match move_all(pipe, end, moved, |room| splice(pipe, stream, room)) {
-        // The kernel cannot splice to this kind of stream.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-            move_all(pipe, end, moved, |room| copy(pipe, stream, room))
-        }
-        result => result,
-    };
-    if result.is_ok() {
+    if move_all(pipe, stream, end, moved).is_ok() {
         // It fails if the host has gone in the meantime, which is its business.
         let _ = rustix::net::shutdown(stream, Shutdown::Write);
     }
 }
 
-/// Calls `move_piece`, which moves so many bytes out of `pipe` at most, until there are no more, or after `end` no more than
-/// a pipe holds.
+/// Moves what is in `pipe` until there is no more, or after `end` no more than a pipe holds.
 fn move_all(
     pipe: &OwnedFd,
+    stream: &OwnedFd,
     end: &OwnedFd,
     moved: &AtomicU64,
-    mut move_piece: impl FnMut(usize) -> Result<usize, Errno>,
 ) -> Result<(), Errno> {
+    let mut buffer = [0; PACKET];
     let mut left = None;
     while left != Some(0) {
         let mut ready = [
@@ -261,12 +256,14 @@ fn move_all(
             result => drop(result?),
         }
         if ready[0].revents().is_empty() {
-            left = Some(rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(CHUNK));
+            left = Some(rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(PIPE));
             continue;
         }
-        match move_piece(left.unwrap_or(CHUNK).min(CHUNK)) {
+        let room = left.unwrap_or(PACKET).min(PACKET);
+        match rustix::io::read(pipe, &mut buffer[..room]) {
             Ok(0) => return Ok(()),
             Ok(length) => {
+                write_all(stream, &buffer[..length])?;
                 count(moved, length);
                 left = left.map(|left| left.saturating_sub(length));
             }
@@ -275,16 +272,6 @@ fn move_all(
         }
     }
     Ok(())
-}
-
-fn splice(pipe: &OwnedFd, stream: &OwnedFd, room: usize) -> Result<usize, Errno> {
-    rustix::pipe::splice(pipe, None, stream, None, room, SpliceFlags::MOVE)
-}
-
-fn copy(pipe: &OwnedFd, stream: &OwnedFd, room: usize) -> Result<usize, Errno> {
-    let mut buffer = [0; BUFFER];
-    let length = rustix::io::read(pipe, &mut buffer[..room.min(BUFFER)])?;
-    write_all(stream, &buffer[..length]).map(|()| length)
 }
 
 fn count(moved: &AtomicU64, length: usize) {
@@ -312,7 +299,7 @@ fn pump_input(stream: &OwnedFd, pipe: &OwnedFd, events: [&OwnedFd; 2]) {
 }
 
 fn copy_input(stream: &OwnedFd, pipe: &OwnedFd, [close, end]: [&OwnedFd; 2]) -> Result<(), Errno> {
-    let mut buffer = [0; BUFFER];
+    let mut buffer = [0; PIPE];
     // What has come of the host and is not in the pipe yet.
     let mut held = 0..0;
     let mut closing = false;
@@ -408,21 +395,6 @@ mod tests {
     }
 
     #[test]
-    fn output_is_copied_where_it_cannot_be_spliced() {
-        let (host, agent) = stream_pair();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        File::from(writer).write_all(b"hello").unwrap();
-
-        move_all(&reader, &event().unwrap(), &AtomicU64::new(0), |room| {
-            copy(&reader, &agent, room)
-        })
-        .unwrap();
-        drop(agent);
-
-        assert_eq!(read_all(host), b"hello");
-    }
-
-    #[test]
     fn writers_notice_that_the_host_is_gone() {
         let (host, agent) = stream_pair();
         let (_streams, ends) = Pipes::start(HostStreams {
@@ -470,14 +442,13 @@ mod tests {
             ..HostStreams::default()
         })
         .unwrap();
-        thread::spawn(move || {
-            while (&host)
-                .read(&mut [0; BUFFER])
-                .is_ok_and(|length| length > 0)
-            {}
-        });
+        thread::spawn(
+            move || {
+                while (&host).read(&mut [0; PIPE]).is_ok_and(|length| length > 0) {}
+            },
+        );
         let mut held = File::from(ends.stdout);
-        thread::spawn(move || while held.write_all(&[b'x'; BUFFER]).is_ok() {});
+        thread::spawn(move || while held.write_all(&[b'x'; PIPE]).is_ok() {});
         let (done, finished) = std::sync::mpsc::channel();
 
         thread::spawn(move || {
@@ -516,7 +487,7 @@ mod tests {
         })
         .unwrap();
         // More than anybody reads.
-        input.write_all(&[b'x'; 2 * CHUNK]).unwrap();
+        input.write_all(&[b'x'; 2 * PIPE]).unwrap();
 
         drop(streams);
 
