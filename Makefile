@@ -240,16 +240,18 @@ e2e: guest images example ## Run end-to-end tests with real virtual machines (TE
 	fi
 
 .PHONY: bench
-bench: ## Measure what starting a guest costs, beside the floor
+bench: ## Measure what guests and containers cost, beside the floor and other runtimes
 	@$(MAKE) bench-release PROFILE=release
 
 .PHONY: bench-release
-bench-release: guest images
+bench-release: kernel images
 	@cargo build --release -p coracle-benches
 	@failed=0; \
 	echo "Instructions, in millions (counting lab):"; \
 	$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
 		--timeout 1800 --host-program -- $(TARGET)/release/bench instructions || failed=1; \
+	$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--timeout 1800 --host-program -- $(TARGET)/release/bench runtimes || failed=1; \
 	echo "Memory (lab):"; \
 	$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
 		--memory 6144 --host-program -- $(TARGET)/release/bench memory || failed=1; \

@@ -15,7 +15,7 @@ use crate::Cli;
 use crate::count::now;
 use crate::report::Row;
 use crate::start::{median_of, millions};
-use crate::subject::Runs;
+use crate::subject::{Kernel, Runs};
 
 /// A cached image's first byte beside `runc run`'s, at most.
 const START_RATIO: f64 = 1.9;
@@ -27,7 +27,7 @@ const STREAMED: usize = 64 << 20;
 /// Instruction counts beside other runtimes.
 pub fn runtimes(cli: &Cli) -> Result<Vec<Row>> {
     let image = cli.images.join("busybox");
-    let runs = Runs::new(&cli.coracle, &cli.guest, image.clone())?;
+    let runs = Runs::new(&cli.coracle, &cli.guest, Kernel::Small, image.clone())?;
     runs.unpack()?;
     let runc = Bundle::unpack("runc", &image)?;
     let crun = Bundle::unpack("crun", &image)?;

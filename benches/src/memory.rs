@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Cli;
 use crate::report::Row;
-use crate::subject::Runs;
+use crate::subject::{Kernel, Runs};
 
 /// MiB of all processes of the only machine, at most.
 const ALONE: f64 = 12.0;
@@ -23,7 +23,12 @@ const GUEST_MEMORY: &str = "/memfd:guest";
 
 /// The memory of one machine, and of each further one.
 pub fn beyond_the_guest(cli: &Cli) -> Result<Vec<Row>> {
-    let runs = Runs::new(&cli.coracle, &cli.guest, cli.images.join("busybox"))?;
+    let runs = Runs::new(
+        &cli.coracle,
+        &cli.guest,
+        Kernel::Stock,
+        cli.images.join("busybox"),
+    )?;
     let group = Group::new()?;
     let mut machines = vec![Machine::start(&runs, &group)?];
     let alone = group.sum("Pss:", |mapping| !mapping.contains(GUEST_MEMORY))?;

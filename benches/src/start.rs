@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::Cli;
 use crate::count::{Passed, to_first_byte};
 use crate::report::{Row, median};
-use crate::subject::{Guest, Guests, Runs};
+use crate::subject::{Guest, Guests, Kernel, Runs};
 
 /// Instructions of the VMM role from exec to a tiny guest's first instruction, at most.
 const TINY_BOUND: f64 = 4.0;
@@ -46,7 +46,12 @@ pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
         guests.vmm(&cli.coracle, Guest::Stock)
     })?;
 
-    let runs = Runs::new(&cli.coracle, &cli.guest, cli.images.join("busybox"))?;
+    let runs = Runs::new(
+        &cli.coracle,
+        &cli.guest,
+        Kernel::Stock,
+        cli.images.join("busybox"),
+    )?;
     runs.unpack()?;
     let run = count("coracle run, cached image", &|| {
         let (read, write) = pipe()?;

@@ -129,17 +129,33 @@ pub struct Runs {
     coracle: PathBuf,
     guest: PathBuf,
     image: PathBuf,
+    kernel: Kernel,
+}
+
+/// What the guests of runs start from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// A distribution's.
+    Stock,
+    /// The one that is made for such guests (`make kernel`).
+    Small,
 }
 
 impl Runs {
-    /// Runs of `image`, with directories of their own.
-    pub fn new(coracle: &Path, guest: &Path, image: PathBuf) -> Result<Self> {
+    /// Runs of `image` with `kernel` of the directory `guest`, with directories of their own.
+    pub fn new(coracle: &Path, guest: &Path, kernel: Kernel, image: PathBuf) -> Result<Self> {
+        ensure!(
+            kernel == Kernel::Stock || guest.join("small/vmlinux").exists(),
+            "there is no small kernel in {} (make kernel)",
+            guest.display()
+        );
         let directory = TempDir::new().context("cannot make a temporary directory")?;
         Ok(Self {
             directory,
             coracle: coracle.into(),
             guest: guest.into(),
             image,
+            kernel,
         })
     }
 
@@ -177,10 +193,16 @@ impl Runs {
             .arg(&self.guest)
             .args(["run", "--rm", "--network", "none", "--memory"])
             .arg(MEMORY.to_string())
-            .args(options)
-            .arg(&self.image)
-            .args(words)
-            .stdin(Stdio::null());
+            .args(options);
+        // The small one is taken where it is there and none is named.
+        if self.kernel == Kernel::Stock {
+            command
+                .arg("--kernel")
+                .arg(self.guest.join("vmlinux"))
+                .arg("--initrd")
+                .arg(self.guest.join("initramfs.cpio"));
+        }
+        command.arg(&self.image).args(words).stdin(Stdio::null());
         command
     }
 }

@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 target=$(realpath "${1:?usage: build.sh TARGET-FOLDER [CARGO-OPTION…]}")
 shift
 # What the example depends on, and what that depends on.
-crates=(coracle-memory coracle-virtio coracle-devices coracle-vsock coracle-boot coracle-vmm coracle-guest)
+crates=(coracle-memory coracle-virtio coracle-devices coracle-vsock coracle-seccomp coracle-boot coracle-vmm coracle-guest)
 unpacked=$target/example/crates
 
 mkdir -p "$unpacked"

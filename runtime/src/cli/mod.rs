@@ -51,6 +51,7 @@ pub struct Directories {
         value_name = "DIR",
         default_value = "/var/lib/coracle",
         env = "CORACLE_ROOT",
+        help_heading = PLACES,
         global = true
     )]
     pub root: PathBuf,
@@ -60,6 +61,7 @@ pub struct Directories {
         value_name = "DIR",
         default_value = "/run/coracle",
         env = "CORACLE_STATE",
+        help_heading = PLACES,
         global = true
     )]
     pub state: PathBuf,
@@ -69,6 +71,7 @@ pub struct Directories {
         value_name = "DIR",
         default_value = "/usr/lib/coracle",
         env = "CORACLE_GUEST",
+        help_heading = PLACES,
         global = true
     )]
     pub guest: PathBuf,
@@ -78,11 +81,14 @@ pub struct Directories {
         value_name = "FILE",
         default_value = DEFAULT_CONFIG,
         env = "CORACLE_CONFIG",
+        help_heading = PLACES,
         global = true
     )]
     pub config: PathBuf,
 }
 
+/// What the help has these options under, apart from a command's own.
+const PLACES: &str = "Places on the host";
 /// Where the configuration file is; it need not be there.
 const DEFAULT_CONFIG: &str = "/etc/coracle/config.toml";
 
