@@ -44,10 +44,15 @@ BUILT := CORACLE=$(CORACLE) GUEST=$(GUEST) SHARE=$(SHARE)
 PLACE := PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)
 
 # What runs virtual machines finds its parts by these variables: here, or handed into the lab.
-HERE := CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
+SYMBOLS ?=
+HERE := CORACLE_SYMBOLS=$(SYMBOLS) CORACLE_BIN=$(CORACLE) CORACLE_GUEST=$(GUEST) CORACLE_IMAGES=$(IMAGES)
 IN_LAB := --payload $(CORACLE) --payload $(GUEST) --payload $(IMAGES) \
 	--env CORACLE_BIN=/payload/coracle --env CORACLE_GUEST=/payload/guest \
 	--env CORACLE_IMAGES=/payload/images --env RUST_BACKTRACE=1
+# The small kernel's symbols, for the tests that read a dump of it.
+IN_LAB += $(if $(SYMBOLS),--payload $(SYMBOLS):/payload/symbols --env CORACLE_SYMBOLS=/payload/symbols)
+# A distribution's kernel as it comes.
+VMLINUZ = $$(echo "$$($(LAB) kernel)"/boot/vmlinuz-*)
 
 # Static: the agent runs where nothing else is, and the runtime starts without a dynamic loader. It may be anywhere in
 # memory nevertheless, and what that takes is packed: it is done at each start of each process of a run.
@@ -160,6 +165,12 @@ kernel: guest ## Build the small kernel, which guests start from where it is the
 	@$(GUEST_TOOL) initramfs --agent $(AGENT) --output $(GUEST)/small/initramfs.cpio
 	@cp guest/kernel/command-line $(GUEST)/small/
 
+# Where it is built, all end-to-end tests run with it.
+.PHONY: test-kernel
+test-kernel: kernel ## Run end-to-end tests with the small kernel, and read a dump of it by crash
+	@$(MAKE) e2e
+	@$(MAKE) e2e TESTS="--test machine -- --ignored" SYMBOLS=$(TARGET)/kernel/vmlinux.debug
+
 .PHONY: images
 images: programs ## Make the test images
 	@tests/images/build.sh $(IMAGES) $(LAB)
@@ -195,8 +206,9 @@ test: deps ## Check format and lints, run unit, property, doc and end-to-end tes
 	@lab/sum-tests.sh $(TARGET)/test-*.log
 
 .PHONY: test-all
-test-all: ## Run all of `test`, then check packages, versions and coverage, and fuzz each parser for 20 seconds
+test-all: ## Run all of `test`, then that with the small kernel, packages, versions, coverage, and 20 s of each fuzz target
 	$(MAKE) test
+	$(MAKE) test-kernel
 	$(MAKE) package
 	$(MAKE) test-deb
 	$(MAKE) semver
@@ -228,12 +240,13 @@ e2e: guest images example ## Run end-to-end tests with real virtual machines (TE
 	@place=$$($(LAB) host); \
 	set -- cargo test -p coracle-tests --features vm --no-fail-fast $(TESTS); \
 	if [ "$$place" = direct ]; then \
-		export $(HERE) CORACLE_HOSTILE=$(HOSTILE) CORACLE_EXAMPLE=$(EXAMPLE); \
+		export $(HERE) CORACLE_HOSTILE=$(HOSTILE) CORACLE_EXAMPLE=$(EXAMPLE) CORACLE_VMLINUZ=$(VMLINUZ); \
 		"$$@" 2>&1 | tee $(TARGET)/test-e2e.log; \
 	else \
 		$(LAB) prepare; \
 		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(LAB) run $(IN_LAB) --payload $(HOSTILE) --payload $(EXAMPLE) \
 			--env CORACLE_HOSTILE=/payload/hostile-agent --env CORACLE_EXAMPLE=/payload/shell-vmm \
+			--payload $(VMLINUZ):/payload/vmlinuz --env CORACLE_VMLINUZ=/payload/vmlinuz \
 			--env RUST_TEST_THREADS=1 \
 			--attempts 3 --host-program --"; \
 		lab/repeat-failed.sh $(TARGET)/test-e2e.log "$$@"; \

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -16,7 +16,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use crate::descriptors::{close_all_but, ignore_signals};
 
 /// The most bytes of what such a process says.
-const LIMIT: u64 = 64 << 10;
+const LIMIT: usize = 64 << 10;
 
 /// This process's end.
 pub struct Lifeline {
@@ -53,12 +53,24 @@ impl Lifeline {
 
     /// What the process has to say until it hangs up or ends, or until there is no more `patience`.
     pub fn listen(&self, patience: Option<Duration>) -> String {
+        let deadline = patience.map(|patience| Instant::now() + patience);
         let mut said = Vec::new();
-        // Whatever came before it failed was said.
-        let _ = self
-            .stream
-            .set_read_timeout(patience)
-            .and_then(|()| (&self.stream).take(LIMIT).read_to_end(&mut said));
+        let mut piece = [0; 1024];
+        while said.len() < LIMIT {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // No time at all would be for ever.
+            if left.is_some_and(|left| left.is_zero())
+                || self.stream.set_read_timeout(left).is_err()
+            {
+                break;
+            }
+            match (&self.stream).read(&mut piece) {
+                Ok(length @ 1..) => said.extend_from_slice(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whatever came before it ended or failed was said.
+                _ => break,
+            }
+        }
         String::from_utf8_lossy(&said).into_owned()
     }
 
@@ -104,6 +116,23 @@ mod tests {
             (at_once.as_str(), at_the_end.as_str()),
             ("at once", "at the end")
         );
+    }
+
+    #[test]
+    fn process_that_talks_on_and_on_is_listened_to_for_so_long_alone() {
+        let lifeline = Lifeline::fork(&[], |mut stream| {
+            while stream.write_all(b"and ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .unwrap();
+        let started = Instant::now();
+
+        let said = lifeline.listen(Some(Duration::from_millis(200)));
+
+        assert!(started.elapsed() < Duration::from_secs(2), "{said}");
+        assert!(said.starts_with("and "));
+        drop(lifeline);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -70,6 +70,15 @@ impl Terminal {
         (&self.near)
             .write_all(text.as_bytes())
             .expect("a terminal takes what is typed");
+    }
+
+    /// Is taken away from whoever is on it, as a window that is closed or a connection that breaks.
+    pub fn hang_up(&self) {
+        /// Of `asm-generic/ioctls.h`; the bindings have it not.
+        const TIOCVHANGUP: libc::Ioctl = 0x5437;
+        // SAFETY: the request takes no argument.
+        let outcome = unsafe { libc::ioctl(self.far.as_raw_fd(), TIOCVHANGUP) };
+        assert_eq!(outcome, 0, "a terminal can be hung up by root");
     }
 
     /// Waits until `text` has appeared, and forgets all up to it.

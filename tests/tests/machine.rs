@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use coracle_tests::{Host, Image, Terminal, path_from_environment};
 use rstest::rstest;
+use ruzstd::encoding::CompressionLevel;
 
 /// Runs a tool of the host.
 #[track_caller]
@@ -152,18 +153,72 @@ fn disk_in_use_is_refused() {
     host.assert_clean();
 }
 
-#[test]
-fn initial_file_system_may_be_compressed() {
+fn gzip(plain: &Path) -> Vec<u8> {
+    let output = Command::new("gzip").arg("-1c").arg(plain).output().unwrap();
+    output.stdout
+}
+
+fn zstd(plain: &Path) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(File::open(plain).unwrap(), CompressionLevel::Fastest)
+}
+
+#[rstest]
+#[case::gzip(gzip)]
+#[case::zstd(zstd)]
+fn initial_file_system_may_be_compressed(#[case] compress: fn(&Path) -> Vec<u8>) {
     let host = Host::with_shared_images();
     let plain = path_from_environment("CORACLE_GUEST").join("initramfs.cpio");
-    let script = format!("gzip -1 -c {}", text(&plain));
-    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
-    let compressed = host.file("initramfs.cpio.gz", output.stdout);
+    let compressed = host.file("initramfs.compressed", compress(&plain));
 
     host.container(Image::BUSYBOX)
+        .kernel(&path_from_environment("CORACLE_GUEST").join("vmlinux"))
         .initrd(&compressed)
         .command(["true"])
         .expect(0);
+}
+
+#[test]
+fn kernel_of_a_distribution_is_taken_as_it_comes() {
+    let host = Host::with_shared_images();
+
+    let run = host
+        .container(Image::BUSYBOX)
+        .kernel(&path_from_environment("CORACLE_VMLINUZ"))
+        .initrd(&path_from_environment("CORACLE_GUEST").join("initramfs.cpio"))
+        .command(["uname", "-r"])
+        .expect(0);
+
+    assert!(run.text().ends_with("-cloud-amd64"), "{}", run.text());
+}
+
+/// The kernel with its symbols, lines and types.
+#[test]
+#[ignore = "takes the small kernel with its symbols: make test-kernel"]
+fn dump_of_the_small_kernel_is_read_by_crash() {
+    let host = Host::with_shared_images();
+    host.container(Image::BUSYBOX)
+        .detached()
+        .option("--name", "c")
+        .command(["sleep", "1234"])
+        .expect(0);
+    let core = host.files().join("core");
+
+    host.run(&["dump", "c", &text(&core)]).expect(0);
+
+    let symbols = text(&path_from_environment("CORACLE_SYMBOLS"));
+    let commands = host.file("commands", "sys\nps\nbt -a\nquit\n");
+    let said = tool(&[
+        "crash",
+        "-s",
+        "-i",
+        &text(&commands),
+        &symbols,
+        &text(&core),
+    ]);
+    assert!(said.contains("RELEASE: 6.1"), "{said}");
+    assert!(said.contains("sleep"), "{said}");
+    host.run(&["rm", "-f", "c"]).expect(0);
+    host.assert_clean();
 }
 
 #[test]

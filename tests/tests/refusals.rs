@@ -109,6 +109,24 @@ fn wrong_usage_has_the_status_of_our_own_failures(#[case] words: &[&str], #[case
     host.assert_clean();
 }
 
+#[rstest]
+#[case::unknown_key("[run]\nmemroy = 512\n", "is run.memory meant?")]
+#[case::wrong_kind("[run]\ncpus = \"two\"\n", "cpus")]
+#[case::no_toml("[run\n", "config")]
+fn configuration_that_is_broken_is_refused(#[case] text: &str, #[case] says: &str) {
+    let host = Host::with_shared_images();
+    let file = host.file("config.toml", text);
+
+    let run = host
+        .container(Image::BUSYBOX)
+        .variable("CORACLE_CONFIG", &file)
+        .command(["true"])
+        .finish();
+
+    run.expect(125).says(&file.display().to_string()).says(says);
+    host.assert_clean();
+}
+
 #[test]
 fn least_memory_is_enough() {
     let host = Host::new();

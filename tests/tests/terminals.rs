@@ -72,6 +72,23 @@ fn terminal_of_a_run_that_is_killed_is_given_back(#[case] signal: i32, #[case] s
 }
 
 #[test]
+fn terminal_that_is_gone_is_told_to_the_container() {
+    let host = Host::with_shared_images();
+    let terminal = Terminal::default();
+    let run = host
+        .container(Image::BUSYBOX)
+        .terminal(&terminal)
+        .shell("trap 'exit 7' HUP; echo ready; while :; do sleep 0.1; done")
+        .start();
+    terminal.await_text("ready");
+
+    terminal.hang_up();
+
+    run.finish().expect(7);
+    host.assert_clean();
+}
+
+#[test]
 fn end_of_file_key_ends_what_reads() {
     let host = Host::with_shared_images();
     let terminal = Terminal::default();

@@ -41,16 +41,19 @@ pub(crate) fn turn_on(
     let mut change = read(config).unwrap_or_default();
     let off = off(families)?;
     if !off.is_empty() {
+        // What was there is remembered from the first time: since then others may have come to rely on forwarding.
+        if change.families.is_empty() {
+            change.interfaces = links
+                .iter()
+                .filter(|link| !link.is_loopback && !link.name.starts_with(PREFIX))
+                .map(|link| link.name.clone())
+                .collect();
+            change.forwarders = forwarders(filter)?;
+        }
         change.place = place();
         change.families.extend(&off);
         change.families.sort_unstable();
         change.families.dedup();
-        change.interfaces = links
-            .iter()
-            .filter(|link| !link.is_loopback && !link.name.starts_with(PREFIX))
-            .map(|link| link.name.clone())
-            .collect();
-        change.forwarders = forwarders(filter)?;
         // Each step before the one that would have to be undone without it.
         let path = path(config);
         let bytes = serde_json::to_vec(&change).map_err(io::Error::from);

@@ -2,7 +2,7 @@
 //! `coracle console`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -101,9 +101,8 @@ impl Typing {
             return self.hand_on().map(|()| true);
         }
         let mut keys = [0; 1024];
-        let length = io::stdin()
-            .lock()
-            .read(&mut keys)
+        // Not through a buffer: what is in that would wait for the next key.
+        let length = rustix::io::read(rustix::stdio::stdin(), &mut keys)
             .context("cannot read standard input")?;
         if length == 0 {
             // Who is at no terminal goes on watching.
@@ -178,6 +177,8 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn typing(is_terminal: bool) -> (Typing, UnixStream) {

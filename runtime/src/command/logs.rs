@@ -86,10 +86,11 @@ fn follow(found: &mut Found, logged: &mut Logged, printer: &mut Printer) -> Resu
     let patience = if changes.is_some() { LOOK } else { SHORT_LOOK };
     loop {
         found.look_again();
-        let alive = found.state.is_alive();
+        // One that has ended may still be handing its output on.
+        let is_written = found.is_held;
         // What was written before its end is there by now.
         printer.print_all(logged)?;
-        if !alive {
+        if !is_written {
             return Ok(());
         }
         let mut waiting: Vec<_> = changes

@@ -177,8 +177,8 @@ fn look(directories: &Pair, id: &Id) -> Result<Option<(Record, State, bool)>> {
         Ok(None) => None,
         Ok(Some(mut record)) => {
             let state = State::of(&record.status, alive);
-            if !state.is_alive() {
-                // Nobody is there.
+            if !alive {
+                // Nobody is there. One that has ended and is still held has its ports, too.
                 record.addresses.clear();
                 record.ports.clear();
             }

@@ -75,21 +75,26 @@ impl DiskThreads {
         };
         for (index, mut event_loop) in loops.into_iter().enumerate() {
             let (filter, ending) = (filter.clone(), Arc::clone(&ending));
-            let alive = alive.clone();
-            let thread = Builder::new()
-                .name(format!("disk {index}"))
-                .spawn(move || {
-                    let confined = filter.map_or(Ok(()), |filter| filter.apply());
-                    let served = match confined {
-                        Ok(()) => event_loop.serve(),
-                        Err(source) => Err(Fault::ConfineDisk { index, source }),
-                    };
-                    if let Err(fault) = served {
-                        ending.report(Err(fault));
-                    }
-                    drop((event_loop, alive));
-                })?;
-            threads.threads.push(thread);
+            let its = alive.clone();
+            let thread = Builder::new().name(format!("disk {index}")).spawn(move || {
+                let confined = filter.map_or(Ok(()), |filter| filter.apply());
+                let served = match confined {
+                    Ok(()) => event_loop.serve(),
+                    Err(source) => Err(Fault::ConfineDisk { index, source }),
+                };
+                if let Err(fault) = served {
+                    ending.report(Err(fault));
+                }
+                drop((event_loop, its));
+            });
+            match thread {
+                Ok(thread) => threads.threads.push(thread),
+                Err(error) => {
+                    // Those that run are waited for, and not for this end of theirs.
+                    drop(alive);
+                    return Err(error);
+                }
+            }
         }
         Ok(threads)
     }

@@ -44,11 +44,13 @@ pub fn finish(mut rest: Rest, listener: &Listener, signals: &mut Forwarding) -> 
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for output"),
         }
-        // Who came first has had the time to ask.
-        if connections.len() >= SESSIONS {
-            connections.remove(0);
+        if let Some(connection) = listener.accept() {
+            // Who came first has had the time to ask.
+            if connections.len() >= SESSIONS {
+                connections.remove(0);
+            }
+            connections.push(connection);
         }
-        connections.extend(listener.accept());
     }
     rest.into_outcome()
 }
