@@ -94,7 +94,7 @@ fn endless_output_does_not_fill_the_disk() {
         .variable("CORACLE_CONFIG", &config)
         .detached()
         .option("--name", "c")
-        .shell("line=$(printf %0200d 0); i=0; while [ $i -lt 6000 ]; do echo $i $line; i=$((i+1)); done; echo last")
+        .shell("line=$(printf %0800d 0); i=0; while [ $i -lt 1600 ]; do echo $i $line; i=$((i+1)); done; echo last")
         .expect(0);
     host.await_status("c", "exited (0)");
 
