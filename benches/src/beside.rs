@@ -53,30 +53,19 @@ pub fn runtimes(cli: &Cli) -> Result<Vec<Row>> {
     let crun_stream = streamed(crun.run(&["cat"])?)?;
     let stream = streamed(runs.interactive(&["cat"]))?;
 
-    let row = |name, figure| Row {
-        name,
-        figure,
-        unit: "M",
-        bound: None,
-    };
-    let ratio = |name, figure, bound| Row {
-        name,
-        figure,
-        unit: "x",
-        bound: Some(bound),
-    };
+    let row = |name, figure| Row::millions(name, figure, None);
     Ok(vec![
         row("runc run, busybox bundle, to its first byte", runc_start),
         row("crun run: the same", crun_start),
         row("coracle run, cached busybox image: the same", start),
-        ratio(
+        Row::ratio(
             "coracle run beside runc run",
             start / runc_start,
             START_RATIO,
         ),
         row("crun run, 64 MiB through cat", crun_stream),
         row("coracle run -i: the same", stream),
-        ratio(
+        Row::ratio(
             "64 MiB through coracle run beside crun run",
             stream / crun_stream,
             STREAM_RATIO,

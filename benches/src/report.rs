@@ -16,6 +16,26 @@ pub struct Row {
 }
 
 impl Row {
+    /// A figure in millions.
+    pub fn millions(name: &'static str, figure: f64, bound: Option<f64>) -> Self {
+        Self {
+            name,
+            figure,
+            unit: "M",
+            bound,
+        }
+    }
+
+    /// How one figure stands to another, and how it should at most.
+    pub fn ratio(name: &'static str, figure: f64, bound: f64) -> Self {
+        Self {
+            name,
+            figure,
+            unit: "x",
+            bound: Some(bound),
+        }
+    }
+
     /// Whether the figure keeps to its bound, if it has one.
     pub fn is_met(&self) -> bool {
         self.bound.is_none_or(|bound| self.figure <= bound)

@@ -60,42 +60,30 @@ pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
         Ok((command, read))
     })?;
 
-    let row = |name, figure, bound| Row {
-        name,
-        figure,
-        unit: "M",
-        bound,
-    };
-    let ratio = |name, figure, bound| Row {
-        name,
-        figure,
-        unit: "x",
-        bound: Some(bound),
-    };
     Ok(vec![
-        row(
+        Row::millions(
             "floor: exec to a tiny guest's first instruction",
             tiny_floor,
             None,
         ),
-        row("VMM role: the same", tiny, Some(TINY_BOUND)),
-        row(
+        Row::millions("VMM role: the same", tiny, Some(TINY_BOUND)),
+        Row::millions(
             "floor: exec to the first instruction of /init, stock kernel",
             stock_floor,
             None,
         ),
-        row("VMM role: the same", stock, None),
-        ratio(
+        Row::millions("VMM role: the same", stock, None),
+        Row::ratio(
             "VMM role beside the floor",
             stock / stock_floor,
             STOCK_RATIO,
         ),
-        row(
+        Row::millions(
             "coracle run, cached busybox image, to its first byte, stock kernel",
             run,
             None,
         ),
-        ratio(
+        Row::ratio(
             "coracle run beside the floor's boot",
             run / stock_floor,
             RUN_RATIO,

@@ -46,6 +46,17 @@ impl World {
             .under(["ip", "netns", "exec", &self.host])
     }
 
+    /// Starts a container `web` that says "inside" to whoever connects to the host's port 8080.
+    fn serve(&self, host: &Host) {
+        self.container(host)
+            .detached()
+            .option("--name", "web")
+            .network("host-nat")
+            .option("--publish", "8080:80")
+            .shell("while :; do echo inside | nc -l -p 80; done")
+            .expect(0);
+    }
+
     /// Runs `coracle` on this host.
     fn coracle(&self, host: &Host, words: &[&str]) -> coracle_tests::Finished {
         host.run_under(["ip", "netns", "exec", &self.host], words)
@@ -162,14 +173,7 @@ fn container_reaches_the_outside_as_its_host(#[case] address: &str, #[case] seen
 #[test]
 fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
     let (host, world) = (Host::with_shared_images(), World::new());
-    world
-        .container(&host)
-        .detached()
-        .option("--name", "web")
-        .network("host-nat")
-        .option("--publish", "8080:80")
-        .shell("while :; do echo inside | nc -l -p 80; done")
-        .expect(0);
+    world.serve(&host);
 
     let outside = world
         .outside("until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done");
@@ -194,14 +198,7 @@ fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
 #[test]
 fn containers_reach_each_other_through_published_ports_alone() {
     let (host, world) = (Host::with_shared_images(), World::new());
-    world
-        .container(&host)
-        .detached()
-        .option("--name", "web")
-        .network("host-nat")
-        .option("--publish", "8080:80")
-        .shell("while :; do echo inside | nc -l -p 80; done")
-        .expect(0);
+    world.serve(&host);
     let shown = world
         .coracle(
             &host,

@@ -83,23 +83,6 @@ fn output_that_cannot_be_written_is_told_without_the_guest() {
 }
 
 #[test]
-fn end_is_known_while_a_reader_stands_still() {
-    let host = Host::with_shared_images();
-    let run = host
-        .container(Image::BUSYBOX)
-        .kept()
-        .option("--name", "c")
-        .shell("yes | head -c 200000; exit 3")
-        .start();
-
-    host.await_status("c", "exited (3)");
-    host.run(&["rm", "-f", "c"]).expect(0);
-
-    run.finish().expect(3);
-    host.assert_clean();
-}
-
-#[test]
 fn signal_that_is_ignored_is_not_the_containers() {
     let host = Host::with_shared_images();
     let mut run = host

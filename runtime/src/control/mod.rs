@@ -11,7 +11,7 @@ mod connection;
 mod protocol;
 
 pub use connection::{Connection, Listener, ReceiveError};
-/// How long a guest's agent may take for what another process asks for.
-pub const ANSWER: Duration = Duration::from_secs(5);
-
 pub use protocol::{Answer, Exec, Request, Size, Usage};
+
+/// How long a guest's agent may take for what another process asks for. Both ends go by it.
+pub const ANSWER: Duration = Duration::from_secs(5);

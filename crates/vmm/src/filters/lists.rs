@@ -238,7 +238,8 @@ impl List {
         }
     }
 
-    /// Lets the machine's logs, and no other file such as a disk, be kept within their limit.
+    /// Lets the machine's logs be kept within their limit; no other file, unless the same calls are allowed already, as they
+    /// are for dumps on the event loop.
     fn allow_logs(&mut self, uses: &Uses) {
         let logs: Vec<_> = uses.logs.iter().map(|log| log.unsigned_abs()).collect();
         for call in LOG {
