@@ -45,13 +45,13 @@ pub(crate) fn guest_mac(id: &str, interface: usize) -> MacAddress {
 }
 
 /// The Ethernet address of a tap that is a bridge's port. A bridge takes the lowest of its ports' addresses for its own, and
-/// would change it whenever a machine comes; this one is higher than any vendor's.
+/// would change it whenever a machine comes; this one is higher than any vendor's, and than all but a few that are random.
 pub(crate) fn port_mac(id: &str, interface: usize) -> MacAddress {
-    let [a, b, c, d, e] = first(digest(
+    let [a, b, c] = first(digest(
         "port mac",
         &[&host(), id.as_bytes(), &interface.to_le_bytes()],
     ));
-    MacAddress::new([0xfe, a, b, c, d, e])
+    MacAddress::new([0xfe, 0xff, 0xff, a, b, c])
 }
 
 /// A name for an interface, different for each attempt.

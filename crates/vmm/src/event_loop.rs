@@ -121,6 +121,9 @@ impl EventLoop {
     pub(crate) fn run(&mut self) -> Result<Exit, Fault> {
         loop {
             if let Some(ended) = self.ending.take() {
+                // The cause may wait to be told still: the guest can have ended for it first. It has ended, whatever
+                // comes of this.
+                let _ = self.manager.run_with_timeout(0);
                 return ended;
             }
             let timeout = self.advance_control();
@@ -267,6 +270,20 @@ mod tests {
         let ended = event_loop.run();
 
         assert!(matches!(ended, Ok(Exit::Reset)));
+    }
+
+    #[test]
+    fn what_came_before_the_end_is_told() {
+        let (mut event_loop, ending) = event_loop();
+        let (event, (said, heard)) = (EventFd::new(EFD_NONBLOCK).unwrap(), channel());
+        let watched = event.try_clone().unwrap();
+        event_loop.watch(watched, EventSet::IN, move || said.send(()).unwrap());
+        event.write(1).unwrap();
+        ending.report(Ok(Exit::Shutdown));
+
+        event_loop.run().unwrap();
+
+        assert!(heard.try_recv().is_ok());
     }
 
     #[test]

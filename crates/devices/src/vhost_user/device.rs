@@ -237,8 +237,8 @@ impl MutEventSubscriber for ConnectionWatch {
         let lost = ConnectionLost {
             device: self.device.clone(),
         };
-        self.fault.raise(&self.interrupt, &lost);
-        // A full counter has told it already.
+        // The monitor first: whatever the guest does about it comes after. A full counter has told it already.
         let _ = self.lost.write(1);
+        self.fault.raise(&self.interrupt, &lost);
     }
 }

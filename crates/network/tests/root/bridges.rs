@@ -126,6 +126,8 @@ fn port_of_a_bridge_reaches_its_other_ports() {
 fn port_of_a_bridge_leaves_the_bridges_address_alone() {
     let world = World::new();
     bridge(&world);
+    // As high as a random address may be, as those of veth links are.
+    ip("link set port0 address fe:ff:fe:00:00:01");
     let before = ip("-br link show br0");
 
     let _attachments: Vec<_> = ["a", "b", "c"]
