@@ -44,7 +44,7 @@ fn main() {
             named!(request_that_cannot_be_is_answered),
             [
                 ("no_json", ("?", 0, "the request is wrong: expected value at line 1 column 1")),
-                ("unknown", (r#"{"id":9,"request":"fly"}"#, 9, "the request is wrong: unknown variant `fly`, expected one of `pause`, `resume`, `vcpus`, `dump` at line 1 column 23")),
+                ("unknown", (r#"{"id":9,"request":"fly"}"#, 9, "the request is wrong: unknown variant `fly`, expected one of `pause`, `resume`, `vcpus`, `dump`, `cancel` at line 1 column 23")),
                 ("dump_to_nowhere", (r#"{"id":9,"request":"dump"}"#, 9, "no descriptor came with the request")),
             ],
         )
@@ -61,6 +61,9 @@ fn main() {
                 file_of_a_refused_dump_is_not_the_next_ones,
                 file_of_a_dump_that_fails_is_not_the_next_ones,
                 dump_ends_when_the_controlling_process_is_gone,
+                dump_that_is_given_up_ends_and_the_guest_goes_on,
+                request_that_waits_for_a_vcpu_can_be_given_up,
+                request_that_is_given_up_in_its_turn_changes_nothing,
                 machine_ends_when_its_answers_are_not_read,
             ],
         )
@@ -295,8 +298,13 @@ fn file_of_a_dump_that_fails_is_not_the_next_ones() {
     assert!(lengths[0] == 0 && lengths[1] > 16 << 20, "{lengths:?}");
 }
 
-fn dump_ends_when_the_controlling_process_is_gone() {
-    let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.memory_mib = 8192);
+/// A machine that writes to its serial port, and the file that a long dump of it has begun to be written to.
+fn dumping() -> (Vmm, std::io::PipeReader, File) {
+    let (serial, writer) = std::io::pipe().unwrap();
+    let mut vmm = Vmm::with_guest(&endless_output(), vec![writer.into()], |config| {
+        config.memory_mib = 8192;
+        config.serial_log = Some(5);
+    });
     assert_eq!(vmm.event(), Some(Event::Running));
     let file = tempfile::tempfile().unwrap();
     vmm.send_with(b"{\"id\":1,\"request\":\"dump\"}\n", &[file.as_fd()]);
@@ -304,16 +312,83 @@ fn dump_ends_when_the_controlling_process_is_gone() {
     while file.metadata().unwrap().len() == 0 {
         assert!(begin.elapsed() < DEADLINE, "the dump does not begin");
     }
+    (vmm, serial, file)
+}
+
+/// The header of a dump is written last.
+fn is_a_dump(file: &File) -> bool {
+    let mut magic = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut magic, 0).unwrap();
+    magic == *b"\x7fELF"
+}
+
+fn dump_ends_when_the_controlling_process_is_gone() {
+    let (vmm, _serial, file) = dumping();
 
     let control = vmm.control.get_ref();
     control.shutdown(std::net::Shutdown::Write).unwrap();
 
     let reason = Exit::Stopped;
     assert_eq!(vmm.finish().0.last(), Some(&Event::Exit { reason }));
-    // The header of a dump is written last.
-    let mut magic = [0; 4];
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut magic, 0).unwrap();
-    assert_eq!(magic, [0; 4]);
+    assert!(!is_a_dump(&file));
+}
+
+fn dump_that_is_given_up_ends_and_the_guest_goes_on() {
+    let (mut vmm, mut serial, file) = dumping();
+
+    vmm.send(b"{\"id\":2,\"request\":{\"cancel\":1}}\n");
+
+    let answers = [(); 2].map(|()| vmm.event().unwrap());
+    let message = "the guest cannot be dumped: nobody wants it any more".to_owned();
+    let expected = [Event::Failed { id: 1, message }, Event::Done { id: 2 }];
+    assert_eq!(answers, expected);
+    assert!(!is_a_dump(&file));
+    // More than the pipe can have held before.
+    serial.read_exact(&mut [0; 80_000]).unwrap();
+}
+
+fn request_that_waits_for_a_vcpu_can_be_given_up() {
+    // Nobody reads its output, so that the vCPU stays inside of a write to the serial port.
+    let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
+    fill_up(&serial);
+    let begin = Instant::now();
+    vmm.send(b"{\"id\":1,\"request\":\"pause\"}\n");
+    sleep(Duration::from_millis(50));
+
+    vmm.send(b"{\"id\":2,\"request\":{\"cancel\":1}}\n");
+
+    let answers = [(); 2].map(|()| vmm.event().unwrap());
+    let message = "nobody wants it any more".to_owned();
+    let expected = [Event::Failed { id: 1, message }, Event::Done { id: 2 }];
+    assert_eq!(answers, expected);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    serial.read_exact(&mut [0; 80_000]).unwrap();
+}
+
+fn request_that_is_given_up_in_its_turn_changes_nothing() {
+    let mut vmm = running(&code::SPIN, 1);
+    let files = [(); 3].map(|()| tempfile::tempfile().unwrap());
+    let done = vmm.ask(Action::Dump, &[files[0].as_fd()]);
+    let lines = [
+        r#"{"id":1,"request":"dump"}"#,
+        // One that waits, one that is over, and one that is yet to come.
+        r#"{"id":2,"request":{"cancel":1}}"#,
+        r#"{"id":3,"request":{"cancel":7}}"#,
+        r#"{"id":4,"request":{"cancel":5}}"#,
+        r#"{"id":5,"request":"dump"}"#,
+        "",
+    ]
+    .join("\n");
+
+    vmm.send_with(lines.as_bytes(), &[files[1].as_fd(), files[2].as_fd()]);
+
+    let answers = [(); 5].map(|()| vmm.event().unwrap());
+    let message = "nobody wants it any more".to_owned();
+    assert_eq!(done, Event::Done { id: 7 });
+    assert_eq!(answers[0], Event::Failed { id: 1, message });
+    assert_eq!(answers[1..], [2, 3, 4, 5].map(|id| Event::Done { id }));
+    let sizes = files.map(|file| file.metadata().unwrap().len());
+    assert!(sizes[0] > 0 && sizes[1] == 0 && sizes[2] > 0, "{sizes:?}");
 }
 
 fn machine_ends_when_its_answers_are_not_read() {

@@ -19,7 +19,7 @@ use super::protocol::{Action, Request};
 
 /// The longest request in bytes.
 const MAX_LINE: usize = 4096;
-/// Requests, and descriptors of a line that has not ended, that may wait.
+/// Requests that may wait, those that give others up, and descriptors of a line that has not ended: so many of each.
 const MAX_WAITING: usize = 16;
 /// Descriptors taken with one piece of the stream; the kernel closes what is beyond.
 const DESCRIPTORS_AT_ONCE: usize = 4;
@@ -135,9 +135,14 @@ impl Inbox {
         };
         let file = match request.action {
             Action::Dump => with_beginning.pop_front().or_else(|| with_end.pop_front()),
-            Action::Pause | Action::Resume | Action::Vcpus => None,
+            Action::Pause | Action::Resume | Action::Vcpus | Action::Cancel(_) => None,
         };
-        if self.requests.len() == MAX_WAITING {
+        let gives_up = |action| matches!(action, Action::Cancel(_));
+        let alike = self
+            .requests
+            .iter()
+            .filter(|waiting| gives_up(waiting.request.action) == gives_up(request.action));
+        if alike.count() >= MAX_WAITING {
             return refuse(request.id, Refusal::TooMany);
         }
         self.requests.push_back(Waiting { request, file });
@@ -146,6 +151,14 @@ impl Inbox {
     /// The request that is to be dealt with next.
     pub(super) fn first(&self) -> Option<Request> {
         self.requests.front().map(|waiting| waiting.request)
+    }
+
+    /// Whether the request of this number, which was taken or is next, is given up.
+    pub(super) fn is_given_up(&self, id: u64) -> bool {
+        let gives_up = Action::Cancel(id);
+        self.requests
+            .iter()
+            .any(|waiting| waiting.request.action == gives_up)
     }
 
     /// Takes it, to be dealt with.
@@ -234,6 +247,15 @@ mod tests {
 
         assert_eq!((requests.len(), refused.len()), (16, 4));
         assert_eq!(refused[0].1, "16 requests wait already");
+    }
+
+    #[test]
+    fn requests_that_fill_the_inbox_can_be_given_up() {
+        let give_up = b"{\"id\":2,\"request\":{\"cancel\":1}}\n";
+
+        let (requests, refused) = given(&[PAUSE.repeat(16), give_up.repeat(20)].concat(), 1000);
+
+        assert_eq!((requests.len(), refused.len()), (32, 4));
     }
 
     #[test]
@@ -334,7 +356,7 @@ mod tests {
                 inbox.take(piece, VecDeque::new(), &mut |_, _| {});
             }
 
-            prop_assert!(inbox.line.len() <= MAX_LINE && inbox.requests.len() <= MAX_WAITING);
+            prop_assert!(inbox.line.len() <= MAX_LINE && inbox.requests.len() <= 2 * MAX_WAITING);
         }
     }
 }

@@ -40,6 +40,8 @@ enum ControlError {
     Inside { index: usize },
     #[error("vCPU {index} has gone back into the guest")]
     Busy { index: usize },
+    #[error("nobody wants it any more")]
+    GivenUp,
     #[error("no descriptor came with the request")]
     NoDescriptor,
     #[error("the vCPUs cannot be examined")]
@@ -91,7 +93,8 @@ impl Control {
     pub(crate) fn advance(&mut self) -> Option<Duration> {
         while let Some(first) = self.inbox.first() {
             let outside = match first.action {
-                Action::Resume => Ok(()),
+                _ if self.inbox.is_given_up(first.id) => Err(ControlError::GivenUp),
+                Action::Resume | Action::Cancel(_) => Ok(()),
                 Action::Pause | Action::Vcpus | Action::Dump => match self.leave_guest() {
                     Leaving::Outside => Ok(()),
                     Leaving::Waits(left) => return Some(left),
@@ -134,8 +137,10 @@ impl Control {
                 let vcpus = self.states()?;
                 return Ok(Event::Vcpus { id, vcpus });
             }
-            Action::Dump => self.dump(file)?,
+            Action::Dump => self.dump(id, file)?,
             Action::Pause | Action::Resume => self.paused = request.action == Action::Pause,
+            // What it names has seen that it is given up, or was over.
+            Action::Cancel(_) => {}
         }
         Ok(Event::Done { id })
     }
@@ -150,7 +155,7 @@ impl Control {
     }
 
     /// Ends early, without a dump, if nobody wants it any more.
-    fn dump(&mut self, file: Option<OwnedFd>) -> Result<(), ControlError> {
+    fn dump(&mut self, id: u64, file: Option<OwnedFd>) -> Result<(), ControlError> {
         let file = file.ok_or(ControlError::NoDescriptor)?;
         let registers = (0..self.vcpus.len())
             .map(|index| {
@@ -159,7 +164,8 @@ impl Control {
             })
             .collect::<Result<Vec<_>, ControlError>>()?;
         let memory = self.memory.clone();
-        let is_wanted = || self.receive() && !self.ending.is_reported();
+        let is_wanted =
+            || self.receive() && !self.inbox.is_given_up(id) && !self.ending.is_reported();
         Ok(dump::write(&file.into(), &memory, &registers, is_wanted)?)
     }
 

@@ -34,6 +34,9 @@ pub enum Action {
     /// each takes a descriptor, in their order. One whose request is not fulfilled is closed. vCPUs and the devices of the
     /// event loop stand still meanwhile.
     Dump,
+    /// Gives up the request of this number, if it came before and has no answer yet. It fails: without being begun, or, of
+    /// a dump that is being written, before its end, so that the file is no dump.
+    Cancel(u64),
 }
 
 /// What the VMM says to the controlling process.
@@ -106,6 +109,7 @@ mod tests {
     #[rstest]
     #[case(Action::Pause, r#"{"id":3,"request":"pause"}"#)]
     #[case(Action::Dump, r#"{"id":3,"request":"dump"}"#)]
+    #[case(Action::Cancel(2), r#"{"id":3,"request":{"cancel":2}}"#)]
     fn request_is_json(#[case] action: Action, #[case] expected: &str) {
         let request = Request { id: 3, action };
 

@@ -57,7 +57,7 @@ pub enum DumpError {
         /// The reason.
         source: io::Error,
     },
-    /// Whoever asked for it is gone, or the machine ends.
+    /// It was given up, whoever asked for it is gone, or the machine ends.
     #[error("nobody wants it any more")]
     Unwanted,
     /// Guest memory cannot be read.
