@@ -116,9 +116,13 @@ impl VmmControl {
         Some(outcome)
     }
 
-    /// Whoever began that does not want to know any more.
+    /// Whoever began that does not want it any more: the VMM is told, unless it is over.
     pub fn forget(&self, begun: &Begun) {
-        self.begun.borrow_mut().remove(&begun.0);
+        let outcome = self.begun.borrow_mut().remove(&begun.0);
+        if let Some(None) = outcome {
+            // A VMM that takes nothing is on its way out.
+            let _ = self.send(Action::Cancel(begun.0), &[]);
+        }
     }
 
     /// Takes in what the VMM has said by now; says whether the machine has ended.
@@ -212,7 +216,7 @@ fn diagnosis(looks: &[Vec<VcpuState>]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Write;
+    use std::io::{BufRead, BufReader, Write};
     use std::thread;
 
     use rstest::rstest;
@@ -294,6 +298,32 @@ mod tests {
         let error = control.outcome(&second).unwrap().unwrap_err();
         assert_eq!(error.to_string(), "no room");
         assert!(control.outcome(&first).is_none() && control.outcome(&third).is_none());
+    }
+
+    #[test]
+    fn vmm_is_told_of_what_is_forgotten_before_it_is_over() {
+        let (control, vmm) = VmmControl::pair().unwrap();
+        let [under_way, over, told] = [(); 3].map(|()| {
+            let file = File::open("/dev/null").unwrap();
+            control.begin(Action::Dump, file.as_fd()).unwrap()
+        });
+        let answers = "{\"event\":\"done\",\"id\":2}\n{\"event\":\"done\",\"id\":3}\n";
+        (&vmm).write_all(answers.as_bytes()).unwrap();
+        assert!(!control.listen());
+        control.outcome(&told).unwrap().unwrap();
+
+        for begun in [under_way, over, told] {
+            control.forget(&begun);
+        }
+
+        drop(control);
+        let asked: Vec<Request> = BufReader::new(vmm)
+            .lines()
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+            .collect();
+        let actions: Vec<_> = asked.iter().map(|request| request.action).collect();
+        let dump = Action::Dump;
+        assert_eq!(actions, [dump, dump, dump, Action::Cancel(1)]);
     }
 
     #[rstest]
