@@ -212,6 +212,24 @@ impl Machine {
     }
 }
 
+#[cfg(test)]
+impl Machine {
+    /// A machine without a guest, and its VMM's end of the control socket. No test has the name of a role, so that its
+    /// processes end at once.
+    pub fn empty() -> (Self, UnixStream) {
+        let (control, vmm) = VmmControl::pair().unwrap();
+        let machine = Self {
+            control,
+            console: memfd_create("console", MemfdFlags::CLOEXEC).unwrap().into(),
+            keyboard: UnixStream::pair().unwrap().0,
+            kernel: PathBuf::new(),
+            vmm: RoleProcess::start(Role::Vmm, &[], Vec::new(), None).unwrap(),
+            fs: RoleProcess::start(Role::Fs, &[], Vec::new(), None).unwrap(),
+        };
+        (machine, vmm)
+    }
+}
+
 /// Starts the process that serves the shared tree to a guest with so much memory; returns a connection to it.
 fn start_fs(
     directory: &RunDirectory,

@@ -62,6 +62,11 @@ impl Command {
         })
     }
 
+    /// Whether the agent still makes the process.
+    pub fn is_being_made(&self) -> bool {
+        matches!(self.stage, Stage::Creating(..))
+    }
+
     /// Does what can be done without waiting; returns the command's status once it has ended.
     pub fn step(
         &mut self,
@@ -78,13 +83,9 @@ impl Command {
                 if supervisor.take(call)?.is_none() {
                     return Ok(None);
                 }
-                let handed_over = match (listeners.take(), connection) {
-                    (Some(listeners), Some(connection)) => hand_over(listeners, connection),
-                    _ => Ok(()),
-                };
-                if let Err(error) = handed_over {
-                    self.delete(supervisor);
-                    return Err(error);
+                let connection = connection.context("nobody takes the command's streams")?;
+                if let Some(listeners) = listeners.take() {
+                    hand_over(listeners, connection)?;
                 }
                 Stage::Starting(supervisor.send(&StartProcessRequest {
                     container_id: CONTAINER.into(),
@@ -92,23 +93,20 @@ impl Command {
                     ..Default::default()
                 })?)
             }
-            Stage::Starting(call) => match supervisor.take(call) {
-                Ok(None) => return Ok(None),
-                Ok(Some(_)) => Stage::Running(supervisor.send(&WaitProcessRequest {
+            Stage::Starting(call) => {
+                if supervisor.take(call)?.is_none() {
+                    return Ok(None);
+                }
+                Stage::Running(supervisor.send(&WaitProcessRequest {
                     container_id: CONTAINER.into(),
                     exec_id: self.id.clone(),
                     ..Default::default()
-                })?),
-                Err(error) => {
-                    self.delete(supervisor);
-                    return Err(error);
-                }
-            },
+                })?)
+            }
             Stage::Running(call) => {
                 let Some(answer) = supervisor.take(call)? else {
                     return Ok(None);
                 };
-                self.delete(supervisor);
                 let status = answer.exit_status;
                 return u8::try_from(status)
                     .map(Some)
@@ -138,8 +136,8 @@ impl Command {
         Ok(())
     }
 
-    /// Waits for nothing more.
-    pub fn forget(self, supervisor: &mut Supervisor<'_>) {
+    /// Waits for nothing more, and has the agent kill the process if it runs, and forget it.
+    pub fn end(self, supervisor: &mut Supervisor<'_>) {
         for call in self.signals {
             supervisor.forget(call);
         }
@@ -151,15 +149,12 @@ impl Command {
             Stage::Starting(call) => supervisor.forget(call),
             Stage::Running(call) => supervisor.forget(call),
         }
-    }
-
-    /// Has the agent forget the process, however that goes: nobody has to wait for it.
-    fn delete(&self, supervisor: &mut Supervisor<'_>) {
         let deleted = supervisor.send(&DeleteProcessRequest {
             container_id: CONTAINER.into(),
-            exec_id: self.id.clone(),
+            exec_id: self.id,
             ..Default::default()
         });
+        // However that goes: nobody has to wait for it.
         if let Ok(call) = deleted {
             supervisor.forget(call);
         }

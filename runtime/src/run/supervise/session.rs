@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use coracle_agent_api::Pending;
 use coracle_agent_api::messages::{SignalProcessRequest, StatisticsRequest};
+use coracle_agent_api::{CallError, Pending};
 use coracle_vmm::role::Action;
 
 use super::exec::Command;
@@ -38,6 +38,14 @@ enum Doing {
     /// Whoever has the console learns of its end by that of the connection.
     Console,
     Exec(Command),
+}
+
+/// What was asked for over a connection.
+enum Heard {
+    /// What has begun, or nothing more.
+    Nothing,
+    /// The machine's end.
+    End,
 }
 
 /// What becomes of a session.
@@ -77,17 +85,36 @@ impl Session {
 
     /// Does what can be done without waiting.
     pub fn step(&mut self, supervisor: &mut Supervisor<'_>) -> Step {
-        let step = self.try_step(supervisor).unwrap_or_else(|error| {
-            self.answer(&failed(&error));
-            Step::Leave
-        });
-        if !matches!(step, Step::Stay) {
-            self.abandon(supervisor);
+        let is_refused = match self.listen(supervisor) {
+            Ok(Heard::End) => {
+                self.abandon(supervisor);
+                return Step::CutOff;
+            }
+            Ok(Heard::Nothing) => false,
+            Err(error) => {
+                self.refuse(&error);
+                true
+            }
+        };
+        let goes_on = match &self.doing {
+            // A command goes on although nobody asks for it any more, and is forgotten at its end. One that is being
+            // made cannot be deleted before it is.
+            Doing::Exec(command) => !is_refused || command.is_being_made(),
+            _ => self.connection.is_some(),
+        };
+        if goes_on {
+            match self.go_on(supervisor) {
+                Ok(None) => return Step::Stay,
+                Ok(Some(answer)) => self.answer(&answer),
+                Err(error) => self.refuse(&error),
+            }
         }
-        step
+        self.abandon(supervisor);
+        Step::Leave
     }
 
-    fn try_step(&mut self, supervisor: &mut Supervisor<'_>) -> Result<Step> {
+    /// Takes what is asked for.
+    fn listen(&mut self, supervisor: &mut Supervisor<'_>) -> Result<Heard> {
         let has_hung_up = self
             .connection
             .as_mut()
@@ -95,7 +122,7 @@ impl Session {
         while let Some(request) = self.next()? {
             if request == Request::End {
                 self.answer(&Answer::Done);
-                return Ok(Step::CutOff);
+                return Ok(Heard::End);
             }
             ensure!(
                 !self.is_spare,
@@ -106,12 +133,15 @@ impl Session {
         if has_hung_up {
             self.connection = None;
         }
+        Ok(Heard::Nothing)
+    }
+
+    /// Goes on with what was asked for; returns the last answer once there is one.
+    fn go_on(&mut self, supervisor: &mut Supervisor<'_>) -> Result<Option<Answer>> {
         let answer = match &mut self.doing {
-            // A command goes on although nobody asks for it any more, and is forgotten at its end.
             Doing::Exec(command) => command
                 .step(supervisor, self.connection.as_mut())?
                 .map(|status| Answer::Exited { status }),
-            _ if self.connection.is_none() => return Ok(Step::Leave),
             Doing::Waiting | Doing::Console => None,
             Doing::Signal(call) => supervisor.take(call)?.map(|_| Answer::Done),
             Doing::Usage(call) => supervisor
@@ -125,17 +155,17 @@ impl Session {
                 }
             },
         };
-        if let Some(answer) = answer {
-            self.answer(&answer);
-            return Ok(Step::Leave);
+        let is_late = self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline);
+        if answer.is_none() && is_late {
+            let what = match self.doing {
+                Doing::Waiting => "nothing was asked for",
+                _ => "the guest's agent gave no answer",
+            };
+            bail!("{what} within {} s", ANSWER.as_secs());
         }
-        ensure!(
-            self.deadline
-                .is_none_or(|deadline| Instant::now() < deadline),
-            "the guest's agent gave no answer within {} s",
-            ANSWER.as_secs()
-        );
-        Ok(Step::Stay)
+        Ok(answer)
     }
 
     fn begin(&mut self, supervisor: &mut Supervisor<'_>, request: Request) -> Result<()> {
@@ -190,15 +220,24 @@ impl Session {
         })
     }
 
-    /// Waits for nothing more.
+    /// Wants nothing more.
     fn abandon(&mut self, supervisor: &mut Supervisor<'_>) {
         match mem::replace(&mut self.doing, Doing::Waiting) {
             Doing::Waiting | Doing::Console => {}
             Doing::Signal(call) => supervisor.forget(call),
             Doing::Usage(call) => supervisor.forget(call),
             Doing::Dump(begun) => supervisor.machine.vmm().forget(&begun),
-            Doing::Exec(command) => command.forget(supervisor),
+            Doing::Exec(command) => command.end(supervisor),
         }
+    }
+
+    /// Says what is wrong, and hears no more. The end of the guest is told by that of the connection, as if the whole
+    /// machine's had been noticed first.
+    fn refuse(&mut self, error: &Error) {
+        if !matches!(error.downcast_ref(), Some(CallError::HungUp)) {
+            self.answer(&failed(error));
+        }
+        self.connection = None;
     }
 
     fn answer(&mut self, answer: &Answer) {
@@ -217,3 +256,6 @@ fn failed(error: &Error) -> Answer {
             .map(|failed| failed.status),
     }
 }
+
+#[cfg(test)]
+mod tests;
