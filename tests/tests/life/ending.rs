@@ -11,15 +11,18 @@ use rstest::rstest;
 
 use super::{FOREVER, start};
 
+/// Starts a container that handles signals, once it does: before it has said so, they are lost on the first process.
+fn start_with_traps(host: &Host, traps: &str) {
+    let script = format!("{traps}; touch /tmp/ready; while :; do sleep 0.1; done");
+    start(host, "c", Image::BUSYBOX, &script);
+    let wait = "until [ -e /tmp/ready ]; do sleep 0.1; done";
+    host.run(&["exec", "c", "sh", "-c", wait]).expect(0);
+}
+
 #[test]
 fn stopped_container_may_end_in_its_own_way() {
     let host = Host::with_shared_images();
-    start(
-        &host,
-        "c",
-        Image::BUSYBOX,
-        "trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done",
-    );
+    start_with_traps(&host, "trap 'echo bye; exit 3' TERM");
 
     let stopped = host.run(&["stop", "c"]).expect(0);
 
@@ -83,8 +86,7 @@ fn container_that_is_starting_can_be_ended(#[case] words: &[&str]) {
 fn signal_ends_a_container(#[case] words: &[&str], #[case] status: &str) {
     let host = Host::with_shared_images();
     // The first process of a container is not ended by signals that it does not handle.
-    let script = "trap 'exit 138' USR1; trap 'exit 140' USR2; while :; do sleep 0.1; done";
-    start(&host, "c", Image::BUSYBOX, script);
+    start_with_traps(&host, "trap 'exit 138' USR1; trap 'exit 140' USR2");
 
     host.run(words).expect(0);
 
