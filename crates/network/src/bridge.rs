@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Networks that somebody else keeps: ports of bridges, and taps by name.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
+
+use coracle_subprocess::{Bounds, Cause, run};
 
 use crate::attachment::{Interface, Route, default_route};
 use crate::error::NetworkError;
@@ -12,7 +15,6 @@ use crate::netlink::Socket;
 use crate::netlink::link::{Link, LinkChange};
 use crate::request::Addressing;
 use crate::state::OvsPort;
-use crate::tools::{self, Failure};
 use crate::{identity, sysctl, tap};
 
 /// How the names of taps start that are ports of bridges.
@@ -130,7 +132,7 @@ pub(crate) fn remove_ovs_port(port: &OvsPort) -> Result<(), NetworkError> {
 }
 
 fn ovs(arguments: &[&str]) -> Result<(), NetworkError> {
-    const MAX_ANSWER: usize = 64 << 10;
+    const MAX_ANSWER: usize = 16 << 10;
     let mut command = Command::new("ovs-vsctl");
     command.arg(OVS_TIMEOUT).args(arguments);
     let shown = format!("ovs-vsctl {}", arguments.join(" "));
@@ -138,21 +140,27 @@ fn ovs(arguments: &[&str]) -> Result<(), NetworkError> {
         command: shown.clone(),
         reason,
     };
-    match tools::run(&mut command, b"", OVS_DEADLINE, MAX_ANSWER) {
+    let bounds = Bounds {
+        deadline: OVS_DEADLINE,
+        stdout: MAX_ANSWER,
+        stderr: MAX_ANSWER,
+        cancel: None,
+    };
+    match run(command, b"", &bounds) {
         Ok(answer) if answer.status.success() => Ok(()),
         Ok(answer) => {
             let said = String::from_utf8_lossy(&answer.stderr);
             Err(failed(format!("{}; {}", answer.status, said.trim())))
         }
-        Err(Failure::Start(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(NetworkError::ToolMissing {
-                program: "ovs-vsctl",
-                package: "openvswitch-switch",
-            })
-        }
-        Err(Failure::Start(error) | Failure::Io(error)) => Err(failed(error.to_string())),
-        Err(Failure::Deadline) => Err(failed(format!("no answer within {OVS_DEADLINE:?}"))),
-        Err(Failure::TooLong) => Err(failed("its answer is too long".to_owned())),
+        Err(failure) => Err(match failure.cause {
+            Cause::Start(error) if error.kind() == ErrorKind::NotFound => {
+                NetworkError::ToolMissing {
+                    program: "ovs-vsctl",
+                    package: "openvswitch-switch",
+                }
+            }
+            cause => failed(format!("it {cause}")),
+        }),
     }
 }
 

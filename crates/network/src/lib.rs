@@ -23,7 +23,6 @@ mod state;
 mod subnet;
 mod sysctl;
 mod tap;
-mod tools;
 
 pub use attachment::{Attachment, Interface, Neighbour, Route, attach};
 pub use dns::{Dns, DnsOverrides};

@@ -3,7 +3,6 @@
 
 mod challenge;
 mod client;
-mod command;
 mod content;
 pub mod credentials;
 pub mod document;

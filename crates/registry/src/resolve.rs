@@ -11,12 +11,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use coracle_subprocess::{Bounds, Cause, run};
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use crate::command::{CommandError, ask};
 use crate::host;
 
 /// Most addresses that are tried.
@@ -102,11 +102,17 @@ fn by_library(name: &str, deadline: Duration) -> Result<Vec<IpAddr>, String> {
 fn by_getent(name: &str, deadline: Duration) -> Result<Vec<IpAddr>, String> {
     let mut command = Command::new("getent");
     command.args(["ahosts", name]);
-    match ask(&mut command, b"", ANSWER_LIMIT, deadline) {
+    let bounds = Bounds {
+        deadline,
+        stdout: ANSWER_LIMIT,
+        stderr: 0,
+        cancel: None,
+    };
+    match run(command, b"", &bounds) {
         Ok(answer) if answer.status.success() => Ok(parse(&answer.stdout)),
         Ok(_) => Err("its name is not known".to_owned()),
-        Err(CommandError::Deadline { .. }) => Err(late(deadline)),
-        Err(error) => Err(error.to_string()),
+        Err(failure) if matches!(failure.cause, Cause::Deadline(_)) => Err(late(deadline)),
+        Err(failure) => Err(failure.to_string()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coracle_subprocess::{Answer, Bounds, Cause, run};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -13,10 +14,12 @@ use super::config::{joined, plugin_type};
 use crate::error::NetworkError;
 use crate::name::shorten;
 use crate::request::NetworkConfig;
-use crate::tools::{self, Answer, Failure};
 
 /// A result larger than this is none.
 const MAX_RESULT: usize = 1 << 20;
+
+/// Of what a plugin says as its error, this much is kept.
+const MAX_COMPLAINT: usize = 16 << 10;
 
 /// Where plugins find `iptables` and the like if the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -70,13 +73,14 @@ impl Invocation<'_> {
             .env("CNI_NETNS", self.namespace.unwrap_or_default())
             .env("CNI_IFNAME", self.interface)
             .env("CNI_PATH", paths.join(":"));
-        let answer = tools::run(
-            &mut command,
-            input.to_string().as_bytes(),
-            config.cni_deadline,
-            MAX_RESULT,
-        )
-        .map_err(|failure| self.no_answer(kind, config, failure))?;
+        let bounds = Bounds {
+            deadline: config.cni_deadline,
+            stdout: MAX_RESULT,
+            stderr: MAX_COMPLAINT,
+            cancel: None,
+        };
+        let answer = run(command, input.to_string().as_bytes(), &bounds)
+            .map_err(|failure| self.no_answer(kind, failure.cause))?;
         if !answer.status.success() {
             return Err(self.failed(kind, complaint(&answer)));
         }
@@ -102,19 +106,18 @@ impl Invocation<'_> {
             })
     }
 
-    fn no_answer(&self, kind: &str, config: &NetworkConfig, failure: Failure) -> NetworkError {
-        match failure {
-            Failure::Deadline => NetworkError::PluginTimeout {
+    fn no_answer(&self, kind: &str, cause: Cause) -> NetworkError {
+        match cause {
+            Cause::Deadline(deadline) => NetworkError::PluginTimeout {
                 plugin: kind.to_owned(),
                 network: self.network.to_owned(),
                 command: self.command,
-                deadline: config.cni_deadline,
+                deadline,
             },
-            Failure::TooLong => {
-                self.no_result(kind, format!("it is longer than {MAX_RESULT} bytes"))
+            Cause::TooLong(limit) => {
+                self.no_result(kind, format!("it is longer than {limit} bytes"))
             }
-            Failure::Start(error) => self.failed(kind, format!("it cannot be started: {error}")),
-            Failure::Io(error) => self.failed(kind, format!("it cannot be talked to: {error}")),
+            other => self.failed(kind, format!("it {other}")),
         }
     }
 

@@ -4,14 +4,16 @@
 use std::process::Command;
 use std::time::Duration;
 
+use coracle_subprocess::{Bounds, run};
 use serde::Deserialize;
 
 use super::Credentials;
-use crate::command::ask;
 use crate::show::{json_fault, quoted, shown};
 
 /// Most bytes of a helper's answer.
 const ANSWER_LIMIT: usize = 64 << 10;
+/// Most bytes of a complaint.
+const COMPLAINT_LIMIT: usize = 1 << 10;
 /// Longest name of a helper.
 const NAME_LIMIT: usize = 64;
 /// The user that says that the secret is a token for the token server.
@@ -44,8 +46,13 @@ pub(super) fn get(
 ) -> Result<Option<Credentials>, String> {
     let mut command = Command::new(program);
     command.arg("get");
-    let output = ask(&mut command, key.as_bytes(), ANSWER_LIMIT, deadline)
-        .map_err(|error| error.to_string())?;
+    let bounds = Bounds {
+        deadline,
+        stdout: ANSWER_LIMIT,
+        stderr: COMPLAINT_LIMIT,
+        cancel: None,
+    };
+    let output = run(command, key.as_bytes(), &bounds).map_err(|failure| failure.to_string())?;
     if !output.status.success() {
         // The output can hold anything; only this much of it is agreed upon.
         if String::from_utf8_lossy(&output.stdout).contains(NOTHING) {
