@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             state: "/run/coracle-network-example".into(),
             ..NetworkConfig::default()
         },
+        cancel: None,
     })?;
 
     for interface in attachment.interfaces() {

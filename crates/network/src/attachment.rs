@@ -105,7 +105,7 @@ pub struct Attachment {
 ///
 /// # Errors
 ///
-/// What could not be made; then nothing of it is left.
+/// What could not be made; then nothing of it is left, but for [`NetworkError::Cancelled`].
 pub fn attach(request: &Request<'_>) -> Result<Attachment, NetworkError> {
     request.check()?;
     let machine = Machine::take(request.config, request.id)?;
@@ -126,9 +126,16 @@ pub fn attach(request: &Request<'_>) -> Result<Attachment, NetworkError> {
         id: request.id.to_owned(),
         config: request.config.clone(),
     };
-    // On an error, dropping it removes what there is so far.
-    attachment.make(request)?;
-    Ok(attachment)
+    match attachment.make(request) {
+        Ok(()) => Ok(attachment),
+        Err(error) => {
+            // Dropping it removes what there is so far. That takes plugins as well, and whoever cancels waits for none.
+            if matches!(error, NetworkError::Cancelled { .. }) {
+                attachment.machine = None;
+            }
+            Err(error)
+        }
+    }
 }
 
 impl Attachment {
@@ -313,7 +320,7 @@ impl Attachment {
         let (Some(network), Some(namespace)) = (self.record.cni.last_mut(), &self.namespace) else {
             return Ok(());
         };
-        cni::add(request.config, request.id, network, path)?;
+        cni::add(request.config, request.id, network, path, request.cancel)?;
         let joined = cni::join(namespace, network, index, &mut self.joined_links)?;
         self.interfaces.extend(joined.interfaces);
         self.routes.extend(joined.routes);

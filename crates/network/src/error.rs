@@ -366,6 +366,18 @@ pub enum NetworkError {
         reason: String,
     },
 
+    /// An attachment is not wanted any more. What there is of it by then stays remembered, as if its process had been
+    /// killed: [`crate::remove_leftovers`] removes it.
+    #[error(
+        "the network is not wanted any more: CNI plugin {plugin:?} of network {network:?} was killed"
+    )]
+    Cancelled {
+        /// The plugin's type.
+        plugin: String,
+        /// The network.
+        network: String,
+    },
+
     /// An interface that plugins made is of a kind that cannot become a machine's.
     #[error(
         "interface {name} of network {network:?} is of kind {kind:?}, which cannot be given to a machine (veth, macvlan, ipvlan and tap can)"

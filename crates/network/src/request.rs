@@ -2,6 +2,7 @@
 //! What is asked for, and how this host is set up.
 
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Request<'a> {
     pub dns: &'a DnsOverrides,
     /// How this host is set up.
     pub config: &'a NetworkConfig,
+    /// Once this is readable, nobody waits for a CNI plugin any more: [`crate::NetworkError::Cancelled`].
+    pub cancel: Option<BorrowedFd<'a>>,
 }
 
 /// Addresses that a user chooses; all are for the first network of a request.

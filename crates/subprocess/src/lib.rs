@@ -63,8 +63,8 @@ pub enum Cause {
     /// It was killed when it had said more than so many bytes.
     #[error("says more than {0} bytes")]
     TooLong(usize),
-    /// It was killed because nobody wants its answer any more.
-    #[error("was killed, as its answer is not wanted any more")]
+    /// It was killed, or not even started, because nobody wants its answer any more.
+    #[error("gives no answer, as none is wanted any more")]
     Cancelled,
     /// Its pipes broke, or the kernel lacks what is needed to wait for it.
     #[error("cannot be talked to: {0}")]
@@ -81,9 +81,19 @@ pub enum Cause {
 /// It could not be started, or did not keep to its bounds; then it is killed, with all of its process group.
 pub fn run(command: Command, input: &[u8], bounds: &Bounds<'_>) -> Result<Answer, Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
+    if bounds.cancel.is_some_and(is_readable) {
+        let cause = Cause::Cancelled;
+        return Err(Failure { program, cause });
+    }
     start(command)
         .and_then(|running| running.converse(input, bounds))
         .map_err(|cause| Failure { program, cause })
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    let now = Timespec::default();
+    matches!(poll(&mut fds, Some(&now)), Ok(1))
 }
 
 fn start(mut command: Command) -> Result<Running, Cause> {
@@ -347,6 +357,22 @@ mod tests {
 
         assert!(matches!(failure.cause, Cause::Cancelled), "{failure:?}");
         late.join().unwrap();
+    }
+
+    #[test]
+    fn program_whose_answer_is_not_wanted_is_not_started() {
+        let (cancel, canceller) = io::pipe().unwrap();
+        drop(canceller);
+        let bounds = Bounds {
+            deadline: LONG,
+            stdout: 1,
+            stderr: 1,
+            cancel: Some(cancel.as_fd()),
+        };
+
+        let failure = run(Command::new("/nonexistent"), b"", &bounds).unwrap_err();
+
+        assert!(matches!(failure.cause, Cause::Cancelled), "{failure:?}");
     }
 
     #[test]

@@ -152,6 +152,8 @@ struct Live {
     listener: Listener,
     /// What the machine's processes are shut into.
     jail: EmptyNetwork,
+    /// They come once something is made that does not end with this process.
+    signals: Forwarding,
     ready: Option<Ready>,
 }
 
@@ -216,7 +218,9 @@ impl<'r> Run<'r> {
             &guest_files(directories, arguments),
         )?;
         let networks = arguments.network.networks(config)?;
-        let attachment = network::make(directory.id(), &arguments.network, config)?;
+        // Until here a signal ends the process, and the janitor clears up beside nothing that goes on.
+        let mut signals = Forwarding::catch_ending()?;
+        let attachment = network::make(directory.id(), &arguments.network, config, &mut signals)?;
         record.note_network(&networks, attachment.as_ref());
         // One that cannot be written down is refused before its command has run.
         record.write(directory.container())?;
@@ -228,6 +232,7 @@ impl<'r> Run<'r> {
         let live = Live {
             listener,
             jail,
+            signals,
             ready,
         };
         let run = Self {
@@ -262,6 +267,7 @@ impl<'r> Run<'r> {
         let Live {
             listener,
             jail,
+            mut signals,
             ready,
         } = live;
         let guest = guest_files(self.place.directories, self.place.arguments);
@@ -275,8 +281,7 @@ impl<'r> Run<'r> {
         let attachment = self.attachment.as_ref();
         let devices = Devices::open(&self.plan, arguments, attachment, gdb.as_ref())?;
         let messages = ready.as_ref().map(Ready::messages);
-        // Until here a signal ends the process, and the janitor cleans up.
-        let signals = Forwarding::catch()?;
+        signals.catch_rest()?;
         let mut machine =
             Machine::start(&self.plan, &self.directory, &guest, devices, jail, messages)?;
         let mut patience = Patience::new(self.boot_timeout(), signals);

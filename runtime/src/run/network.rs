@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A run's network: made on the host, told to the guest.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use coracle_agent_api::messages::{
     CreateSandboxRequest, Interface as GuestInterface, Neighbour as GuestNeighbour,
     Route as GuestRoute,
 };
-use coracle_network::{Addressing, Attachment, DnsOverrides, Network, Request, attach};
+use coracle_network::{
+    Addressing, Attachment, DnsOverrides, Network, NetworkError, Request, attach,
+};
 use coracle_vmm::Net;
 
+use super::patience::Interrupted;
+use super::signals::Forwarding;
 use crate::cli::NetworkArguments;
 use crate::config::Config;
 use crate::container::Id;
@@ -45,6 +49,7 @@ impl Wishes {
         id: &'r str,
         arguments: &'r NetworkArguments,
         config: &'r Config,
+        cancel: Option<BorrowedFd<'r>>,
     ) -> Request<'r> {
         Request {
             id,
@@ -53,6 +58,7 @@ impl Wishes {
             addressing: &self.addressing,
             dns: &self.dns,
             config: &config.network,
+            cancel,
         }
     }
 }
@@ -60,18 +66,32 @@ impl Wishes {
 /// Refuses what no host can honour.
 pub fn check(arguments: &NetworkArguments, config: &Config) -> Result<()> {
     let wishes = Wishes::new(arguments, config)?;
-    Ok(wishes.request("rehearsal", arguments, config).check()?)
+    Ok(wishes
+        .request("rehearsal", arguments, config, None)
+        .check()?)
 }
 
-/// Makes the networks; nothing where there are none.
-pub fn make(id: &Id, arguments: &NetworkArguments, config: &Config) -> Result<Option<Attachment>> {
+/// Makes the networks; nothing where there are none. Once one of `signals` has come, no plugin is waited for any more: what
+/// it started ends with it, and what there is by then is the janitor's to remove.
+pub fn make(
+    id: &Id,
+    arguments: &NetworkArguments,
+    config: &Config,
+    signals: &mut Forwarding,
+) -> Result<Option<Attachment>> {
     let wishes = Wishes::new(arguments, config)?;
     if wishes.networks.is_empty() {
         return Ok(None);
     }
-    let request = wishes.request(id.as_str(), arguments, config);
-    let attachment = attach(&request).context("cannot make the container's network")?;
-    Ok(Some(attachment))
+    let request = wishes.request(id.as_str(), arguments, config, Some(signals.as_fd()));
+    match attach(&request) {
+        Err(NetworkError::Cancelled { .. }) if let Some(signal) = signals.pending() => {
+            Err(Interrupted(signal).into())
+        }
+        attached => attached
+            .map(Some)
+            .context("cannot make the container's network"),
+    }
 }
 
 /// The network devices of a machine, with a descriptor each.
@@ -138,5 +158,91 @@ pub fn sandbox(attachment: Option<&Attachment>) -> CreateSandboxRequest {
             })
             .collect(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::Duration;
+    use std::{env, fs, thread};
+
+    use clap::Parser;
+    use coracle_network::{NetworkConfig, leftovers, remove_leftovers};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        network: NetworkArguments,
+    }
+
+    /// A network whose plugin has its own child add something, some time after it has begun.
+    fn slow_network(place: &Path) -> NetworkConfig {
+        let list = r#"{"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}]}"#;
+        let script = "#!/bin/sh\ncd ${0%/*}\ncase $CNI_COMMAND in\n\
+                      ADD) (sleep 2; touch added) & touch begun; wait;;\n\
+                      DEL) rm -f added; touch deleted;;\nesac\n";
+        fs::write(place.join("slow.conflist"), list).unwrap();
+        fs::write(place.join("slow"), script).unwrap();
+        fs::set_permissions(place.join("slow"), fs::Permissions::from_mode(0o755)).unwrap();
+        NetworkConfig {
+            state: place.join("state"),
+            cni_configurations: vec![place.to_owned()],
+            cni_plugins: vec![place.to_owned()],
+            ..NetworkConfig::default()
+        }
+    }
+
+    #[test]
+    fn signal_ends_a_plugin_with_what_it_started() {
+        const PLACE: &str = "CORACLE_TEST_IS_SIGNALLED";
+        let own_name = "run::network::tests::signal_ends_a_plugin_with_what_it_started";
+        let id = "0123456789ab";
+        // Signals are a process's: it is another of this test that gets one.
+        if let Some(place) = env::var_os(PLACE) {
+            let network = slow_network(Path::new(&place));
+            let config = Config {
+                network,
+                ..Config::of_nothing()
+            };
+            let words = Words::parse_from(["test", "--network", "slow"]);
+            let mut signals = Forwarding::catch_ending().unwrap();
+
+            let error =
+                make(&id.parse().unwrap(), &words.network, &config, &mut signals).unwrap_err();
+
+            let interrupted = error.downcast_ref::<Interrupted>().unwrap();
+            assert_eq!(interrupted.0, libc::SIGTERM);
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path();
+        let mut other = Command::new(env::current_exe().unwrap())
+            .args([own_name, "--exact"])
+            .env(PLACE, place)
+            .spawn()
+            .unwrap();
+        while !place.join("begun").exists() {
+            assert!(other.try_wait().unwrap().is_none());
+            thread::sleep(Duration::from_millis(10));
+        }
+
+        let sent = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&other),
+            rustix::process::Signal::TERM,
+        );
+
+        let status = other.wait().unwrap();
+        let config = slow_network(place);
+        let left = leftovers(&config).unwrap();
+        remove_leftovers(id, &config).unwrap();
+        thread::sleep(Duration::from_millis(2500));
+        assert!(sent.is_ok() && status.success(), "{status}");
+        assert_eq!(left, [id]);
+        assert!(place.join("deleted").exists() && !place.join("added").exists());
     }
 }

@@ -25,14 +25,41 @@ impl Forwarding {
     /// Catches the signals from now on; they wait until they are asked for. One that whoever started this process has it
     /// ignore (`nohup`, a shell's `&`) is not for the container either.
     pub fn catch() -> Result<Self> {
+        let mut signals = Self::catch_ending()?;
+        signals.catch_rest()?;
+        Ok(signals)
+    }
+
+    /// Catches those alone by which a user wants an end.
+    pub fn catch_ending() -> Result<Self> {
         let (read, write) = UnixStream::pair().context("cannot make a socket pair for signals")?;
-        let caught: Vec<_> = FORWARDED
-            .into_iter()
-            .filter(|signal| !is_ignored(*signal))
-            .collect();
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, &caught)
+        let none: [i32; 0] = [];
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, none)
             .context("cannot catch signals")?;
-        Ok(Self { delivery, caught })
+        let mut signals = Self {
+            delivery,
+            caught: Vec::new(),
+        };
+        signals.add(&ENDING)?;
+        Ok(signals)
+    }
+
+    /// Catches the others as well.
+    pub fn catch_rest(&mut self) -> Result<()> {
+        self.add(&FORWARDED)
+    }
+
+    fn add(&mut self, signals: &[i32]) -> Result<()> {
+        for &signal in signals {
+            if !self.caught.contains(&signal) && !is_ignored(signal) {
+                self.delivery
+                    .handle()
+                    .add_signal(signal)
+                    .context("cannot catch signals")?;
+                self.caught.push(signal);
+            }
+        }
+        Ok(())
     }
 
     /// A signal that has arrived and not been handed on yet, if any.

@@ -7,6 +7,8 @@ mod join;
 mod plugin;
 mod result;
 
+use std::os::fd::BorrowedFd;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -166,6 +168,7 @@ pub(crate) fn add(
     id: &str,
     network: &mut CniAttachment,
     namespace: &str,
+    cancel: Option<BorrowedFd<'_>>,
 ) -> Result<(), NetworkError> {
     let mut previous: Option<Value> = None;
     for plugin in network.list.plugins() {
@@ -175,6 +178,7 @@ pub(crate) fn add(
             namespace: Some(namespace),
             interface: &network.interface,
             network: network.list.name(),
+            cancel,
         }
         .run(config, plugin, &network.input(plugin, previous.as_ref()))?;
         let kind = config::plugin_type(plugin);
@@ -207,6 +211,7 @@ pub(crate) fn check(
             namespace: Some(namespace),
             interface: &network.interface,
             network: network.list.name(),
+            cancel: None,
         }
         .run(
             config,
@@ -237,6 +242,7 @@ pub(crate) fn delete(
             namespace,
             interface: &network.interface,
             network: network.list.name(),
+            cancel: None,
         }
         .run(config, plugin, &network.input(plugin, previous));
         if let Err(error) = result {

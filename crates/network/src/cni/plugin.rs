@@ -2,6 +2,7 @@
 //! Starting a plugin (section 2 of the specification), with bounds on all that it does to us.
 
 use std::env;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +33,8 @@ pub(super) struct Invocation<'a> {
     pub(super) namespace: Option<&'a str>,
     pub(super) interface: &'a str,
     pub(super) network: &'a str,
+    /// Once this is readable, nobody wants the plugin to go on.
+    pub(super) cancel: Option<BorrowedFd<'a>>,
 }
 
 /// What a plugin prints when it fails.
@@ -77,7 +80,7 @@ impl Invocation<'_> {
             deadline: config.cni_deadline,
             stdout: MAX_RESULT,
             stderr: MAX_COMPLAINT,
-            cancel: None,
+            cancel: self.cancel,
         };
         let answer = run(command, input.to_string().as_bytes(), &bounds)
             .map_err(|failure| self.no_answer(kind, failure.cause))?;
@@ -117,6 +120,10 @@ impl Invocation<'_> {
             Cause::TooLong(limit) => {
                 self.no_result(kind, format!("it is longer than {limit} bytes"))
             }
+            Cause::Cancelled => NetworkError::Cancelled {
+                plugin: kind.to_owned(),
+                network: self.network.to_owned(),
+            },
             other => self.failed(kind, format!("it {other}")),
         }
     }

@@ -76,6 +76,7 @@ pub fn hold() -> ! {
         addressing: &Addressing::default(),
         dns: &DnsOverrides::default(),
         config: &config,
+        cancel: None,
     })
     .unwrap();
     let address = attachment.interfaces()[0].addresses.first();

@@ -2,10 +2,11 @@
 //! CNI plugins that do what a test tells them: mostly wrong.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use coracle_network::{Addressing, NetworkError};
+use coracle_network::{Addressing, NetworkError, leftovers, remove_leftovers};
 use serde_json::{Value, json};
 
 use crate::holder::Holder;
@@ -20,6 +21,7 @@ tests![
     plugin_that_fails_without_a_word_is_told,
     plugin_that_is_killed_is_told,
     plugin_that_hangs_is_killed_at_its_deadline,
+    plugin_that_nobody_waits_for_any_more_is_killed_and_remembered,
     plugin_that_prints_garbage_is_told,
     plugin_that_prints_without_end_is_killed,
     plugin_that_complains_without_end_is_cut,
@@ -244,6 +246,37 @@ fn plugin_that_hangs_is_killed_at_its_deadline() {
     assert!(state.is_empty() || state.contains(") Z "), "{state}");
 }
 
+fn plugin_that_nobody_waits_for_any_more_is_killed_and_remembered() {
+    let mut world = World::new();
+    let (begun, added) = (world.path("begun"), world.path("added"));
+    let script = format!(
+        "[ $CNI_COMMAND = DEL ] || {{ (sleep 2; touch {}) & touch {}; wait; }}",
+        added.display(),
+        begun.display()
+    );
+    network(&mut world, &[("first", &script), ("second", WORKS)]);
+    let (cancel, canceller) = io::pipe().unwrap();
+    world.cancel = Some(cancel);
+    let waiting = std::thread::spawn(move || {
+        while !begun.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(canceller);
+    });
+
+    let error = world.refusal("vm", &["net"], &[]);
+
+    waiting.join().unwrap();
+    assert!(matches!(error, NetworkError::Cancelled { .. }), "{error}");
+    assert_eq!(log(&world), ["ADD first"]);
+    assert_eq!(leftovers(&world.config).unwrap(), ["vm"]);
+    remove_leftovers("vm", &world.config).unwrap();
+    assert_eq!(log(&world), ["ADD first", "DEL second", "DEL first"]);
+    // What it started is dead with it: nothing comes after its DEL.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!added.exists());
+}
+
 fn plugin_that_prints_garbage_is_told() {
     let (_, error) = refusal_of("echo hello; exit 0");
 
@@ -365,7 +398,7 @@ fn what_could_not_be_removed_stays_remembered() {
     let error = attachment.detach().unwrap_err();
     let remembered = world.remembered();
     network(&mut world, &[("first", WORKS), ("second", PASSES_ON)]);
-    coracle_network::remove_leftovers("vm", &world.config).unwrap();
+    remove_leftovers("vm", &world.config).unwrap();
 
     assert!(
         matches!(error, NetworkError::PluginFailed { command: "DEL", .. }),
@@ -390,7 +423,7 @@ fn killed_machine_is_taken_down_by_its_record() {
     // Whatever becomes of the configuration.
     fs::remove_file(world.configuration("net")).unwrap();
 
-    coracle_network::remove_leftovers("vm", &world.config).unwrap();
+    remove_leftovers("vm", &world.config).unwrap();
 
     assert_eq!(
         log(&world),

@@ -3,7 +3,7 @@
 //! guests behind taps.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{PipeReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -253,6 +253,8 @@ pub fn ask_udp(address: &str, port: u16) -> Option<IpAddr> {
 pub struct World {
     pub outside: Space,
     pub config: NetworkConfig,
+    /// What cancels an attachment.
+    pub cancel: Option<PipeReader>,
     directory: TempDir,
 }
 
@@ -301,6 +303,7 @@ impl World {
         Self {
             outside,
             config,
+            cancel: None,
             directory,
         }
     }
@@ -328,6 +331,7 @@ impl World {
             addressing,
             dns: &DnsOverrides::default(),
             config: &self.config,
+            cancel: self.cancel.as_ref().map(PipeReader::as_fd),
         })
     }
 
