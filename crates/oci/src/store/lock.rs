@@ -212,7 +212,7 @@ fn open(path: &Path) -> Result<File, StoreError> {
 }
 
 /// Whether the name still leads to the file.
-fn is_at(path: &Path, file: &File) -> bool {
+pub(super) fn is_at(path: &Path, file: &File) -> bool {
     let of_file = file.metadata();
     let of_path = fs::symlink_metadata(path);
     matches!((of_file, of_path), (Ok(left), Ok(right)) if (left.dev(), left.ino()) == (right.dev(), right.ino()))

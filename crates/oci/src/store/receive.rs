@@ -125,7 +125,8 @@ impl<'s> Receiving<'s> {
         let path = self.store.blob_path(digest);
         let is_there = fs::symlink_metadata(&path)
             .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
-        is_there && (size > READ_LIMIT || is_damaged(&path, digest).is_ok_and(|damaged| !damaged))
+        let is_torn = || File::open(&path).and_then(|file| is_damaged(&file, digest));
+        is_there && (size > READ_LIMIT || is_torn().is_ok_and(|damaged| !damaged))
     }
 
     /// Starts to add a blob.
