@@ -17,6 +17,7 @@ use crate::cli::{Directories, LogsArguments};
 use crate::container::{Found, State};
 use crate::log;
 use crate::output::{Entry, Logged, Logging, MESSAGES, Stream};
+use crate::print::{print, unless_reader_left, write};
 use crate::printable::printable;
 
 /// How often it is looked whether whoever runs the container was killed, of which the log says nothing.
@@ -25,35 +26,31 @@ const LOOK: Duration = Duration::from_secs(1);
 /// As often where changes are not told.
 const SHORT_LOOK: Duration = Duration::from_millis(200);
 
+/// What is told where the log cannot be read on.
+const UNREADABLE: &str = "cannot read the container's log";
+
 /// Shows what a container has put out.
 pub fn logs(directories: &Directories, arguments: &LogsArguments) -> Result<u8> {
     let mut found = containers(directories).find(&arguments.container)?;
     if arguments.runner {
         return messages(&found);
     }
-    let what = format!("cannot read the log of container {}", found.record.name);
-    let mut logged = Logged::open(&found.directories.container).with_context(|| what.clone())?;
+    let mut logged = Logged::open(&found.directories.container)
+        .with_context(|| format!("cannot read the log of container {}", found.record.name))?;
     ensure!(
         logged.is_there() || matches!(found.state, State::Starting { .. }),
         "container {} keeps no log: what it puts out goes to whoever started it",
         found.record.name
     );
     let mut printer = Printer::new(arguments.timestamps);
-    let shown = (|| {
-        match arguments.tail {
-            Some(lines) => printer.print_last(&mut logged, lines)?,
-            None => printer.print_all(&mut logged)?,
-        }
-        if arguments.follow {
-            follow(&mut found, &mut logged, &mut printer)?;
-        }
-        Ok(())
-    })();
-    match shown {
-        // A reader that went away (`coracle logs … | head`) is the caller's own doing.
-        Err(error) if is_broken_pipe(&error) => Ok(0),
-        shown => shown.with_context(|| what).map(|()| 0),
+    let mut shown = match arguments.tail {
+        Some(lines) => printer.print_last(&mut logged, lines),
+        None => printer.print_all(&mut logged),
+    };
+    if arguments.follow {
+        shown = shown.and_then(|()| follow(&mut found, &mut logged, &mut printer));
     }
+    unless_reader_left(shown).map(|()| 0)
 }
 
 /// Shows what the processes of a container in the background had to say themselves.
@@ -64,19 +61,8 @@ fn messages(found: &Found) -> Result<u8> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         text => text.with_context(what)?,
     };
-    let text = printable(&String::from_utf8_lossy(&text));
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
-        written => written
-            .context("cannot write to standard output")
-            .map(|()| 0),
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    print(&printable(&String::from_utf8_lossy(&text)))?;
+    Ok(0)
 }
 
 /// Prints what is added, until nothing runs the container any more.
@@ -132,7 +118,7 @@ impl Printer {
     }
 
     fn print_all(&mut self, logged: &mut Logged) -> Result<()> {
-        while let Some(logging) = logged.next()? {
+        while let Some(logging) = logged.next().context(UNREADABLE)? {
             match logging {
                 Logging::Line(entry) => self.print(&entry)?,
                 Logging::Gap => gap(),
@@ -143,7 +129,7 @@ impl Printer {
 
     fn print_last(&mut self, logged: &mut Logged, lines: usize) -> Result<()> {
         let (mut last, mut count) = (VecDeque::new(), 0);
-        while let Some(logging) = logged.next()? {
+        while let Some(logging) = logged.next().context(UNREADABLE)? {
             let Logging::Line(entry) = logging else {
                 gap();
                 continue;
@@ -164,14 +150,11 @@ impl Printer {
     fn print(&mut self, entry: &Entry) -> Result<()> {
         let text = self.text(entry);
         match entry.stream {
-            Stream::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(&text)?;
-                stdout.flush()?;
-            }
-            Stream::Stderr => io::stderr().lock().write_all(&text)?,
+            Stream::Stdout => write(&text),
+            Stream::Stderr => io::stderr()
+                .write_all(&text)
+                .context("cannot write to standard error"),
         }
-        Ok(())
     }
 
     /// An entry as it is printed.

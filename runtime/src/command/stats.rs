@@ -2,17 +2,18 @@
 //! `coracle stats`.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::json;
 
 use super::reach::{ask_within, at_once, containers};
 use crate::cli::{Directories, StatsArguments};
 use crate::container::{Containers, Found, Id, State};
 use crate::control::{Answer, Request, Usage};
+use crate::print::{unless_reader_left, write};
 use crate::table::{bytes, table};
 
 /// Time between two looks.
@@ -28,6 +29,10 @@ struct Sample {
 
 /// Shows what running containers use.
 pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8> {
+    unless_reader_left(show(directories, arguments)).map(|()| 0)
+}
+
+fn show(directories: &Directories, arguments: &StatsArguments) -> Result<()> {
     let containers = containers(directories);
     // One that goes while it is watched is not told of.
     for name in &arguments.containers {
@@ -43,23 +48,19 @@ pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8
         let found = wanted(&containers, arguments)?;
         let now = Instant::now();
         let rows = samples(&found, &mut before);
-        let mut stdout = io::stdout().lock();
-        if !arguments.no_stream && !arguments.json && stdout.is_terminal() {
-            write!(stdout, "{CLEAR}")?;
-        }
-        let text = if arguments.json {
-            rows.iter().map(Row::json).collect()
+        let mut text = String::new();
+        if arguments.json {
+            text.extend(rows.iter().map(Row::json));
         } else {
+            if !arguments.no_stream && io::stdout().is_terminal() {
+                text.push_str(CLEAR);
+            }
             let rows: Vec<_> = rows.iter().map(Row::cells).collect();
-            table(HEADS, &rows)
-        };
-        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
-            written => written.context("cannot write to standard output")?,
+            text.push_str(&table(HEADS, &rows));
         }
-        drop(stdout);
+        write(text.as_bytes())?;
         if arguments.no_stream {
-            return Ok(0);
+            return Ok(());
         }
         if found.is_empty() && !arguments.containers.is_empty() {
             bail!("none of the containers runs any more");

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Log, Stream};
+use crate::print::unless_reader_left;
 
 /// The most that is handed on at once, in bytes: a pipe's usual size.
 const PIECE: usize = 64 << 10;
@@ -120,11 +121,9 @@ impl Output {
     /// stream open and silent after its container's end is given up.
     pub fn try_finish(&mut self) -> Option<Result<()>> {
         match self.outcome.try_recv() {
-            // A reader that went away (`coracle run … | head`) is the caller's own doing.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Some(Ok(())),
             Ok(copied) => {
                 let what = format!("cannot hand on the container's {}", self.name);
-                return Some(copied.context(what));
+                return Some(unless_reader_left(copied.context(what)));
             }
             Err(TryRecvError::Disconnected) => {
                 return Some(Err(anyhow!("the thread for {} panicked", self.name)));
