@@ -29,6 +29,7 @@ mod run;
 mod signal_names;
 mod table;
 mod terminal;
+mod until;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
@@ -15,6 +15,7 @@ use crate::control::{ANSWER, Answer, Connection, ReceiveError, Request};
 use crate::log;
 use crate::print::print;
 use crate::printable::printable;
+use crate::until::until;
 
 /// How much longer than the guest's agent the process that runs a container may take to answer.
 const ANSWER_AFTER: Duration = Duration::from_secs(1);
@@ -22,8 +23,6 @@ const ANSWER_AFTER: Duration = Duration::from_secs(1);
 const DUMP: Duration = Duration::from_secs(3600);
 /// The most containers with which something is done at once.
 const AT_ONCE: usize = 64;
-/// Pause between two looks at a container that is to end.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// The host's containers.
 pub fn containers(directories: &Directories) -> Containers {
@@ -104,17 +103,11 @@ pub fn ask_within(
 
 /// Waits until no process is at the container any more, for `patience` at most; says whether that is so.
 pub fn wait_until_dead(found: &mut Found, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    loop {
+    let is_dead = || {
         found.look_again();
-        if !found.is_held {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        thread::sleep(PAUSE);
-    }
+        !found.is_held
+    };
+    until(patience, is_dead, |dead| *dead)
 }
 
 /// Does the same to each of the containers that are named, to all at once, and says how it went with each; returns the

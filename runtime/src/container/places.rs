@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use coracle_network::{NetworkConfig, NetworkError, leftovers, remove_leftovers};
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::lifeline::Lifeline;
 use crate::log;
 use crate::printable::printable;
+use crate::until::until;
 
 /// How long the kernel may take to close what a killed run had open.
 const DYING: Duration = Duration::from_secs(5);
@@ -27,8 +27,6 @@ const DYING: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(200);
 /// How long others may take to look how a container fares.
 const LOOKING: Duration = Duration::from_secs(1);
-/// Pause between two looks.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the things of containers are.
 #[derive(Clone, Debug)]
@@ -167,16 +165,10 @@ impl Places {
         if !remembered.iter().any(|other| other == id.as_str()) {
             return Ok(());
         }
-        let deadline = Instant::now() + DYING;
-        loop {
-            match remove_leftovers(id.as_str(), &self.network) {
-                // What a killed run had open is closed piece by piece: what tells of its end before this lock.
-                Err(NetworkError::InUse { .. }) if Instant::now() < deadline => {
-                    thread::sleep(PAUSE)
-                }
-                removed => return Ok(removed?),
-            }
-        }
+        // What a killed run had open is closed piece by piece: what tells of its end before this lock.
+        let is_free = |removed: &_| !matches!(removed, Err(NetworkError::InUse { .. }));
+        let remove = || remove_leftovers(id.as_str(), &self.network);
+        Ok(until(DYING, remove, is_free)?)
     }
 }
 
@@ -201,18 +193,14 @@ impl Pair {
 
     /// Waits until nobody looks at the container, and keeps its files from being copied until it is dropped.
     fn claim(&self) -> Result<Option<File>> {
-        let deadline = Instant::now() + LOOKING;
         let claim = open_directory(&self.container)?;
-        while let Some(directory) = &claim {
-            match flock(directory, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(PAUSE),
+        if let Some(directory) = &claim {
+            let lock = || flock(directory, FlockOperation::NonBlockingLockExclusive);
+            match until(LOOKING, lock, |locked| *locked != Err(Errno::WOULDBLOCK)) {
                 Err(Errno::WOULDBLOCK) => {
                     bail!("another process is at it (does coracle cp copy its files?)")
                 }
-                locked => {
-                    locked?;
-                    break;
-                }
+                locked => locked?,
             }
         }
         Ok(claim)
@@ -300,6 +288,8 @@ fn open_directory(path: &Path) -> io::Result<Option<File>> {
 #[cfg(test)]
 pub(super) mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::thread;
+    use std::time::Instant;
 
     use rstest::rstest;
 
@@ -426,11 +416,8 @@ pub(super) mod tests {
 
         host.places.prepare().unwrap();
 
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while pair.container.exists() && Instant::now() < deadline {
-            thread::sleep(PAUSE);
-        }
-        assert!(!pair.container.exists());
+        let is_swept = || !pair.container.exists();
+        assert!(until(Duration::from_secs(10), is_swept, |swept| *swept));
     }
 
     #[test]

@@ -6,8 +6,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use coracle_network::Attachment;
@@ -20,13 +19,12 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::listeners::through_descriptor;
 use super::{gdb, network};
 use crate::cli::RunArguments;
+use crate::until::until;
 
 /// How long somebody who is busy may take to have room for us.
 const BUSY: Duration = Duration::from_secs(5);
 /// How long a disk may be looked at by another run that starts.
 const LOOK: Duration = Duration::from_millis(200);
-/// Pause between two tries.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// The devices, with their descriptors.
 pub struct Devices {
@@ -96,7 +94,7 @@ fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
     let open = |flags| open(&path, access | OFlags::CLOEXEC | flags, Mode::empty());
     let file = if kind == FileType::BlockDevice {
         // What the host itself has mounted there, or put into a volume group, is not to change under it.
-        let alone = match until(LOOK, Errno::BUSY, || open(OFlags::EXCL)) {
+        let alone = match until(LOOK, || open(OFlags::EXCL), is_not(Errno::BUSY)) {
             Err(Errno::BUSY) => bail!("{}: it is mounted, or in use otherwise", what()),
             opened => opened.with_context(what)?,
         };
@@ -129,7 +127,7 @@ fn connect_to_back_end(path: &Path) -> Result<OwnedFd> {
         }
     };
     // A socket with as many connections waiting as it takes has us try again.
-    until(BUSY, Errno::AGAIN, try_connect)
+    until(BUSY, try_connect, is_not(Errno::AGAIN))
         .and_then(|socket| {
             ioctl_fionbio(&socket, false)?;
             Ok(socket)
@@ -146,19 +144,9 @@ fn connect_to_back_end(path: &Path) -> Result<OwnedFd> {
         })
 }
 
-/// Tries until the outcome is another than `busy`, for as long as `patience` lasts.
-fn until<T>(
-    patience: Duration,
-    busy: Errno,
-    mut act: impl FnMut() -> Result<T, Errno>,
-) -> Result<T, Errno> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match act() {
-            Err(error) if error == busy && Instant::now() < deadline => thread::sleep(PAUSE),
-            outcome => return outcome,
-        }
-    }
+/// Whether the outcome is another than somebody's being busy.
+fn is_not<T>(busy: Errno) -> impl Fn(&Result<T, Errno>) -> bool {
+    move |outcome| !matches!(outcome, Err(error) if *error == busy)
 }
 
 /// An Ethernet address that nobody's vendor gave, for the device at this place in this container.
@@ -177,6 +165,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
     use std::process::Command;
+    use std::time::Instant;
 
     use rstest::rstest;
     use rustix::fs::{CWD, mknodat};

@@ -6,14 +6,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 
 use crate::log;
 use crate::roles::Role;
+use crate::until::until;
 
 /// First descriptor that is handed to a role; below are the standard streams.
 pub const FIRST_FD: i32 = 3;
@@ -90,14 +90,8 @@ impl RoleProcess {
 
     /// How the process failed, if it ends within `patience` and in another way than well.
     pub fn failed(&mut self, patience: Duration) -> Option<String> {
-        let deadline = Instant::now() + patience;
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-                Ok(None) | Err(_) => return None,
-            }
-        };
+        let look = || self.child.try_wait();
+        let status = until(patience, look, |status| !matches!(status, Ok(None))).ok()??;
         let name = self.role.name();
         (!status.success()).then(|| format!("the {name} process failed ({status})"))
     }
