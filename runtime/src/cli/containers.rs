@@ -134,7 +134,7 @@ pub struct InspectArguments {
 
 /// Write the memory and registers of a container's guest to a file that gdb and crash read.
 ///
-/// The guest stands still meanwhile. Ctrl-C gives the dump up: the guest goes on, and the file is none.
+/// The guest stands still meanwhile. Ctrl-C gives the dump up: the guest goes on, and no file is left.
 #[derive(Debug, Args)]
 pub struct DumpArguments {
     /// The container: its name, its id or the beginning of that

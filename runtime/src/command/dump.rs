@@ -2,10 +2,14 @@
 //! `coracle dump`.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use rustix::io::Errno;
 
 use super::reach::{ask_with, containers};
 use crate::cli::{Directories, DumpArguments};
@@ -14,17 +18,112 @@ use crate::control::Request;
 /// Writes the memory and registers of a container's guest to a file.
 pub fn dump(directories: &Directories, arguments: &DumpArguments) -> Result<u8> {
     let found = containers(directories).find(&arguments.container)?;
-    // It holds whatever secrets the guest does.
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&arguments.file)
-        .with_context(|| format!("cannot make {}", arguments.file.display()))?;
-    let dumped = ask_with(&found, &Request::Dump, &[file.as_fd()]);
-    if dumped.is_err() {
-        // Half a dump is of no use.
-        let _ = fs::remove_file(&arguments.file);
+    let cannot_make = || format!("cannot make {}", arguments.file.display());
+    let core = NewFile::make(&arguments.file).with_context(cannot_make)?;
+    ask_with(&found, &Request::Dump, &[core.file.as_fd()])?;
+    core.keep().with_context(cannot_make)?;
+    Ok(0)
+}
+
+/// A file that has its name only once it is whole, where the file system has files without names: then nothing of it is
+/// left, however this process ends. For this user alone, since it holds whatever secrets a guest does.
+struct NewFile<'a> {
+    file: File,
+    path: &'a Path,
+    is_named: bool,
+}
+
+impl<'a> NewFile<'a> {
+    /// A file to be, if none has that name.
+    fn make(path: &'a Path) -> io::Result<Self> {
+        if path.symlink_metadata().is_ok() {
+            return Err(Errno::EXIST.into());
+        }
+        let mut options = File::options();
+        options.write(true).mode(0o600);
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let nameless = options
+            .clone()
+            .custom_flags(OFlags::TMPFILE.bits().cast_signed())
+            .open(directory);
+        let (file, is_named) = match nameless {
+            Ok(file) => (file, false),
+            Err(_) => (options.create_new(true).open(path)?, true),
+        };
+        Ok(Self {
+            file,
+            path,
+            is_named,
+        })
     }
-    dumped.map(|_| 0)
+
+    /// Gives it its name, unless that was taken meanwhile.
+    fn keep(mut self) -> io::Result<()> {
+        if !self.is_named {
+            let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            linkat(CWD, &*open, CWD, self.path, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        self.is_named = false;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if self.is_named {
+            // Half a dump is of no use.
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn file_appears_whole_and_for_its_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("core");
+        let mut core = NewFile::make(&path).unwrap();
+        core.file.write_all(b"memory").unwrap();
+        assert!(!path.exists());
+
+        core.keep().unwrap();
+
+        assert_eq!(fs::read(&path).unwrap(), b"memory");
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("core");
+
+        drop(NewFile::make(&path).unwrap());
+
+        assert_eq!(directory.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn file_that_is_there_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("core");
+        let late = NewFile::make(&path).unwrap();
+        fs::write(&path, "another's").unwrap();
+
+        let refused = late.keep().unwrap_err();
+        let again = NewFile::make(&path).err().unwrap();
+
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"another's");
+    }
 }
