@@ -396,7 +396,7 @@ struct RawTerminal(Termios);
 
 impl RawTerminal {
     fn enter() -> Result<Self> {
-        let own = tcgetattr(rustix::stdio::stdin()).context("standard input is no terminal")?;
+        let own = tcgetattr(rustix::stdio::stdin()).context("standard input is not a terminal")?;
         let mut raw = own.clone();
         raw.make_raw();
         tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)

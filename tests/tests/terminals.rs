@@ -139,7 +139,7 @@ fn terminal_is_not_made_of_what_is_none(#[case] words: &[&str]) {
 
     host.run(&words)
         .expect(125)
-        .says_once(&["standard input is no terminal", "leave out -t"]);
+        .says_once(&["standard input is not a terminal", "leave out -t"]);
     host.assert_clean();
 }
 

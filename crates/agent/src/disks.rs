@@ -190,7 +190,7 @@ fn number_of(path: &str) -> io::Result<(u32, u32)> {
         found => found?,
     };
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
-        return Err(io::Error::other("it is no block device"));
+        return Err(io::Error::other("it is not a block device"));
     }
     Ok((
         rustix::fs::major(stat.st_rdev),

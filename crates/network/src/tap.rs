@@ -35,7 +35,7 @@ pub(crate) fn open(link: &Link) -> Result<OwnedFd, NetworkError> {
     // The kernel's refusals of all of these cases read the same.
     let Some(tun) = link.tun else {
         return Err(unusable(&format!(
-            "it is no tap but of kind {:?}",
+            "it is not a tap, but of kind {:?}",
             link.kind
         )));
     };

@@ -213,7 +213,7 @@ fn zeros_that_are_written_in_full_become_a_hole() {
 #[case::old_overlap(old_gnu(100, &[(0, 5), (4, 4)], b"123456789"), "its parts overlap")]
 #[case::old_beyond_the_end(old_gnu(8, &[(0, 9)], b"123456789"), "a part is beyond the end of the file")]
 #[case::old_short_content(old_gnu(100, &[(0, 10)], b"123456789"), "its parts are not as long as the content")]
-#[case::old_of_negative_length({ let mut stream = old_gnu(100, &[(0, 9)], b"123456789"); stream[398] = 0xff; refit(stream) }, "it holds what is no number")]
+#[case::old_of_negative_length({ let mut stream = old_gnu(100, &[(0, 9)], b"123456789"); stream[398] = 0xff; refit(stream) }, "it holds what is not a number")]
 #[case::pax_beyond_the_end(pax_0_1(8, &[(0, 9)], b"123456789"), "a part is beyond the end of the file")]
 #[case::pax_of_odd_length(tar(&[file("f", "").pax("GNU.sparse.size", "1").pax("GNU.sparse.map", "1")]), "it is not one of its version")]
 #[case::pax_without_a_size(tar(&[file("f", "").pax("GNU.sparse.map", "0,0")]), "the size of the file is not stated")]

@@ -147,7 +147,7 @@ impl Http {
             };
             let next = match (answer.status().as_u16(), answer.headers().get(LOCATION)) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => {
-                    let location = location.to_str().map_err(|_| refuse("it is no text"))?;
+                    let location = location.to_str().map_err(|_| refuse("it is not text"))?;
                     url.join(location).map_err(refuse)?
                 }
                 _ => {

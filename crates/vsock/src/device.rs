@@ -33,7 +33,7 @@ const LOGGED_ACTIVATIONS: u32 = 4;
 pub enum VsockError {
     /// The context identifier is reserved or too large.
     #[error(
-        "context identifier {0} is no guest's: those are {FIRST_GUEST_CID} to {LAST_GUEST_CID}"
+        "context identifier {0} is not a guest's: those are {FIRST_GUEST_CID} to {LAST_GUEST_CID}"
     )]
     GuestCid(u64),
     /// There is no socket for the host's programs.

@@ -87,7 +87,7 @@ fn give_up_starting(found: &mut Found) -> Result<bool> {
 /// Sends a signal to the process that makes a container; says whether it still does.
 fn signal_runner(found: &mut Found, runner: u32, signal: Signal) -> Result<bool> {
     let process = i32::try_from(runner).ok().and_then(Pid::from_raw);
-    let process = process.with_context(|| format!("{runner} is no process"))?;
+    let process = process.with_context(|| format!("{runner} is not a process"))?;
     let process = pidfd_open(process, PidfdFlags::empty());
     // Whoever has the container's lock now had it when the number was looked up: the number was its own.
     found.look_again();

@@ -23,7 +23,7 @@ use crate::terminal::{self, Keeper};
 pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> {
     ensure!(
         !(arguments.interactive && arguments.tty) || io::stdin().is_terminal(),
-        "standard input is no terminal, so the command's cannot be one (leave out -t)"
+        "standard input is not a terminal, so the command's cannot be one (leave out -t)"
     );
     let keeper = match arguments.tty && arguments.interactive {
         true => Keeper::start()?,

@@ -40,11 +40,11 @@ pub fn connect(found: &Found) -> Result<Connection> {
             bail!("container {name} is only starting (to end that: coracle stop {name})")
         }
         State::Exited { .. } | State::Lost | State::Damaged { .. } => {
-            bail!("container {name} does not run")
+            bail!("container {name} is not running")
         }
     }
     match Connection::open(&found.directories.state) {
-        Err(_) if !found.state.is_alive() => bail!("container {name} does not run"),
+        Err(_) if !found.state.is_alive() => bail!("container {name} is not running"),
         opened => {
             opened.with_context(|| format!("cannot reach the process that runs container {name}"))
         }

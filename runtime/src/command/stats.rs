@@ -63,7 +63,7 @@ fn show(directories: &Directories, arguments: &StatsArguments) -> Result<()> {
             return Ok(());
         }
         if found.is_empty() && !arguments.containers.is_empty() {
-            bail!("none of the containers runs any more");
+            bail!("none of the containers is running any more");
         }
         thread::sleep(PERIOD.saturating_sub(now.elapsed()));
     }

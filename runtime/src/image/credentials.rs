@@ -35,7 +35,7 @@ pub fn credentials(login: &Login, from_stdin: bool) -> Result<Credentials> {
 fn ask(user: &str) -> Result<Secret> {
     ensure!(
         io::stdin().is_terminal(),
-        "standard input is no terminal, so nobody can be asked for the password of {} (give it with --password-stdin)",
+        "standard input is not a terminal, so nobody can be asked for the password of {} (give it with --password-stdin)",
         user.escape_debug()
     );
     // Whatever ends this process, by Ctrl-C as well, the terminal shows again what is typed.
@@ -62,7 +62,7 @@ fn read_line(input: impl BufRead) -> Result<Secret> {
     );
     let mut password = String::from_utf8(line)
         .ok()
-        .context("the password is no text in UTF-8")?;
+        .context("the password is not UTF-8 text")?;
     let end = password.trim_end_matches(['\n', '\r']).len();
     password.truncate(end);
     ensure!(!password.is_empty(), "there is no password");

@@ -105,7 +105,7 @@ fn run_container(place: Place<'_>, keeper: Option<Keeper>, ready: Option<Ready>)
 fn check(directories: &Directories, config: &Config, arguments: &RunArguments) -> Result<()> {
     ensure!(
         !(arguments.interactive && arguments.tty && !arguments.detach) || io::stdin().is_terminal(),
-        "standard input is no terminal, so the container's cannot be one (leave out -t)"
+        "standard input is not a terminal, so the container's cannot be one (leave out -t)"
     );
     wishes::check(arguments, config)?;
     for disk in &arguments.disk {

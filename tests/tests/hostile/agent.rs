@@ -33,7 +33,7 @@ const WORDS: usize = 16 << 10;
     125,
     "panicked: Attempted to kill init!"
 )]
-#[case::wrong_status("has a status beyond all", 125, "4096 is no exit status")]
+#[case::wrong_status("has a status beyond all", 125, "4096 is not an exit status")]
 #[case::open_streams("keeps its streams open", 125, "did not end the container's stdout")]
 fn lying_agent_ends_the_run_with_a_reason(
     #[case] attack: &str,

@@ -75,11 +75,11 @@ fn killed_runner_leaves_a_container_that_is_called_lost() {
     assert_eq!(
         host.run(&["ps", "-q"]).expect(0).text(),
         "",
-        "it does not run"
+        "it is not running"
     );
     host.run(&["exec", "web", "true"])
         .expect(125)
-        .says_once(&["does not run"]);
+        .says_once(&["is not running"]);
     host.run(&["stop", "web"]).expect(0);
     host.run(&["rm", "web"]).expect(0);
     host.assert_clean();
@@ -175,6 +175,6 @@ fn figures_of_one_go_on_after_another_has_gone() {
     host.run(&["rm", "-f", "other"]).expect(0);
     run.finish()
         .expect(125)
-        .says_once(&["none of the containers runs any more"]);
+        .says_once(&["none of the containers is running any more"]);
     host.assert_clean();
 }

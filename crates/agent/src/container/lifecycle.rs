@@ -137,7 +137,7 @@ impl Container {
         }
         Err(AgentError::new(
             ErrorKind::WrongState,
-            format!("container {id} does not run"),
+            format!("container {id} is not running"),
         ))
     }
 

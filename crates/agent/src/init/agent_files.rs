@@ -28,7 +28,7 @@ impl AgentFiles {
         let file_system = rustix::fs::fstatfs(&proc)
             .map_err(|error| failed("cannot inspect the agent's /proc", error))?;
         if file_system.f_type != PROC_SUPER_MAGIC {
-            return Err(failed("cannot use the agent's /proc", "it is no procfs"));
+            return Err(failed("cannot use the agent's /proc", "it is not a procfs"));
         }
         let null = open("/dev/null", OFlags::NOFOLLOW)?;
         let checked = is_null(&null)

@@ -131,7 +131,7 @@ fn read_interface(
     let read = || -> Result<Link, String> {
         let mac = read_mac(&interface.mac)?;
         if !is_name(&name) || name == "lo" {
-            return Err("that is no name of an interface".to_owned());
+            return Err("that is not an interface's name".to_owned());
         }
         if names.contains(&name) || macs.contains(&mac) {
             return Err("its name or address is that of another as well".to_owned());
@@ -198,7 +198,7 @@ fn read_mac(bytes: &[u8]) -> Result<Mac, String> {
         .map_err(|_| format!("a link address has 6 bytes, and not {}", bytes.len()))?;
     // A group's address is no device's, and the kernel would not take it for one.
     if mac == Mac::default() || mac[0] & 1 == 1 {
-        return Err(format!("{} is no device's link address", Hex(mac)));
+        return Err(format!("{} is not a device's link address", Hex(mac)));
     }
     Ok(mac)
 }
@@ -209,7 +209,7 @@ fn read_address(text: &str) -> Result<IpAddr, String> {
 }
 
 fn read_prefix(text: &str) -> Result<Prefix, String> {
-    let invalid = || format!("{} is no address with a prefix length", shown(text));
+    let invalid = || format!("{} is not an address with a prefix length", shown(text));
     let (address, length) = text.split_once('/').ok_or_else(invalid)?;
     let address: IpAddr = address.parse().map_err(|_| invalid())?;
     let length = length.parse().map_err(|_| invalid())?;
@@ -326,24 +326,24 @@ mod tests {
 
     #[rstest]
     #[case::short_mac(Interface { mac: vec![1, 2], ..interface("eth0") }, "interface `eth0`: a link address has 6 bytes, and not 2")]
-    #[case::group_mac(Interface { mac: vec![1, 0, 0, 0, 0, 1], ..interface("eth0") }, "interface `eth0`: 01:00:00:00:00:01 is no device's link address")]
-    #[case::no_name(interface(""), "interface ``: that is no name of an interface")]
+    #[case::group_mac(Interface { mac: vec![1, 0, 0, 0, 0, 1], ..interface("eth0") }, "interface `eth0`: 01:00:00:00:00:01 is not a device's link address")]
+    #[case::no_name(interface(""), "interface ``: that is not an interface's name")]
     #[case::long_name(
         interface("sixteen-letters."),
-        "interface `sixteen-letters.`: that is no name of an interface"
+        "interface `sixteen-letters.`: that is not an interface's name"
     )]
-    #[case::path(interface("a/b"), "interface `a/b`: that is no name of an interface")]
+    #[case::path(interface("a/b"), "interface `a/b`: that is not an interface's name")]
     #[case::pattern(
         interface("eth%d"),
-        "interface `eth%d`: that is no name of an interface"
+        "interface `eth%d`: that is not an interface's name"
     )]
     #[case::control(
         interface("a\nb"),
-        "interface `a\\nb`: that is no name of an interface"
+        "interface `a\\nb`: that is not an interface's name"
     )]
-    #[case::loopback(interface("lo"), "interface `lo`: that is no name of an interface")]
-    #[case::address(Interface { addresses: vec!["10.0.0.1".to_owned()], ..interface("eth0") }, "interface `eth0`: `10.0.0.1` is no address with a prefix length")]
-    #[case::long_prefix(Interface { addresses: vec!["10.0.0.1/33".to_owned()], ..interface("eth0") }, "interface `eth0`: `10.0.0.1/33` is no address with a prefix length")]
+    #[case::loopback(interface("lo"), "interface `lo`: that is not an interface's name")]
+    #[case::address(Interface { addresses: vec!["10.0.0.1".to_owned()], ..interface("eth0") }, "interface `eth0`: `10.0.0.1` is not an address with a prefix length")]
+    #[case::long_prefix(Interface { addresses: vec!["10.0.0.1/33".to_owned()], ..interface("eth0") }, "interface `eth0`: `10.0.0.1/33` is not an address with a prefix length")]
     fn interface_that_makes_no_sense_is_named(
         #[case] interface: Interface,
         #[case] expected: &str,
@@ -354,7 +354,7 @@ mod tests {
     #[rstest]
     #[case::destination(
         route("default", ""),
-        "route to `default`: `default` is no address with a prefix length"
+        "route to `default`: `default` is not an address with a prefix length"
     )]
     #[case::gateway(
         route("0.0.0.0/0", "gw"),

@@ -139,7 +139,7 @@ impl Spec {
             no_nul("mounts", &mount.source)?;
             no_nul("mounts", &mount.kind)?;
             if mount.source.starts_with(DISK_LINKS) && mount.disk().is_none() {
-                let problem = format!("has the source `{}`, which is no disk", mount.source);
+                let problem = format!("has the source `{}`, which is not a disk", mount.source);
                 return Err(invalid("mounts", problem));
             }
             MountOptions::parse(&mount.options).map_err(|problem| SpecError::MountOptions {
@@ -385,7 +385,7 @@ mod tests {
     #[case::no_pid_namespace("/linux/namespaces", json!([{"type": "mount"}]), "linux.namespaces without one of type pid of the spec is not supported")]
     #[case::destination("/mounts", json!([{"destination": "tmp"}]), "mounts of the spec has the destination `tmp`, which is not absolute")]
     #[case::mount_on_root("/mounts", json!([{"destination": "/./.."}]), "mounts of the spec has the destination `/./..`, the root")]
-    #[case::disk("/mounts", json!([{"destination": "/x", "type": "ext4", "source": "/dev/disk/by-id/../../vda"}]), "mounts of the spec has the source `/dev/disk/by-id/../../vda`, which is no disk")]
+    #[case::disk("/mounts", json!([{"destination": "/x", "type": "ext4", "source": "/dev/disk/by-id/../../vda"}]), "mounts of the spec has the source `/dev/disk/by-id/../../vda`, which is not a disk")]
     #[case::many_disks("/mounts", json!(vec![json!({"destination": "/x", "type": "ext4", "source": "/dev/disk/by-id/virtio-a"}); 33]), "mounts of the spec has 33 file systems of disks: at most 32")]
     #[case::masked("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths of the spec has `proc`, which is not absolute")]
     #[case::device("/linux/devices", json!([{"path": "/dev/x", "type": "z"}]), "linux.devices of the spec has /dev/x of type `z`")]

@@ -219,7 +219,7 @@ fn exec_in_a_container_that_does_not_run_is_refused(machine: &Machine) {
 
     running.finish();
     assert_eq!([before.kind, after.kind], [ErrorKind::WrongState; 2]);
-    assert!(after.message.ends_with(" does not run"), "{after}");
+    assert!(after.message.ends_with(" is not running"), "{after}");
 }
 
 fn exec_of_an_id_that_is_taken_is_refused(machine: &Machine) {

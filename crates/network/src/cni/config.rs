@@ -59,10 +59,10 @@ impl ConfigurationList {
                 .into_iter()
                 .map(|plugin| match plugin {
                     Value::Object(plugin) => Ok(plugin),
-                    _ => Err("one of its plugins is no object".to_owned()),
+                    _ => Err("one of its plugins is not an object".to_owned()),
                 })
                 .collect::<Result<_, _>>()?,
-            Some(_) => return Err("its plugins are no list".to_owned()),
+            Some(_) => return Err("its plugins are not a list".to_owned()),
         };
         let list = Self {
             cni_version,
@@ -244,7 +244,7 @@ fn version_of(value: &Map<String, Value>) -> Result<String, String> {
     let stated = match value.get("cniVersion") {
         None => UNVERSIONED.to_owned(),
         Some(Value::String(version)) => version.clone(),
-        Some(_) => return Err("its cniVersion is no text".to_owned()),
+        Some(_) => return Err("its cniVersion is not text".to_owned()),
     };
     let offered = match value.get("cniVersions") {
         Some(Value::Array(versions)) => versions.iter().filter_map(Value::as_str).collect(),
@@ -262,7 +262,7 @@ fn read(path: &Path) -> Result<ConfigurationList, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
     if !is_file {
-        return Err("it is no file".to_owned());
+        return Err("it is not a file".to_owned());
     }
     file.take(MAX_FILE + 1)
         .read_to_end(&mut bytes)

@@ -194,7 +194,7 @@ fn tap_that_cannot_be_used_is_told_why() {
         ("queues", "it is made for several queues"),
         ("packets", "it is a tun"),
         ("busy", "another process has it open"),
-        ("up0", "it is no tap but of kind \"veth\""),
+        ("up0", "it is not a tap, but of kind \"veth\""),
         ("missing", "tap missing does not exist"),
     ] {
         let error = world

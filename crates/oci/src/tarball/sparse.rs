@@ -69,7 +69,7 @@ pub(crate) fn old_map(
         let value = |field| number(field).and_then(|value| u64::try_from(value).ok());
         match (value(offset), value(length)) {
             (Some(offset), Some(length)) => segments.push((offset, length)),
-            _ => return Err(BadMap("it holds what is no number")),
+            _ => return Err(BadMap("it holds what is not a number")),
         }
     }
     Ok(block[end] != 0)
@@ -79,7 +79,7 @@ pub(crate) fn old_map(
 pub(crate) fn old_size(block: &[u8; BLOCK]) -> Result<u64, BadMap> {
     number(&block[483..495])
         .and_then(|size| u64::try_from(size).ok())
-        .ok_or(BadMap("the size of the file is no number"))
+        .ok_or(BadMap("the size of the file is not a number"))
 }
 
 /// The map before the content of a file of format 1.0, as it comes in.
@@ -108,7 +108,7 @@ impl NewMap {
                         return Ok(Some(map));
                     }
                 }
-                _ => return Err(BadMap("it holds what is no number")),
+                _ => return Err(BadMap("it holds what is not a number")),
             }
         }
         Ok(None)
@@ -166,7 +166,7 @@ mod tests {
     #[case::cut_number("1\n5\n6", Ok(None))]
     #[case::padding_is_passed_over("1\n5\n6\n\0\0", Ok(Some(vec![(5, 6)])))]
     #[case::count_beyond_any("18446744073709551615\n1\n", Ok(None))]
-    #[case::text("x\n", Err(BadMap("it holds what is no number")))]
+    #[case::text("x\n", Err(BadMap("it holds what is not a number")))]
     #[case::empty_line("\n", Err(BadMap("it has an empty line")))]
     #[case::huge("99999999999999999999\n", Err(BadMap("it holds a number beyond any")))]
     fn new_map_is_read(#[case] text: &str, #[case] expected: Result<Option<Vec<Segment>>, BadMap>) {

@@ -66,7 +66,7 @@ fn ask(
 ) -> Result<Option<(String, Credentials)>, String> {
     let Some(name) = helper else { return Ok(None) };
     let program = helper::program(name)
-        .ok_or_else(|| format!("{} is no name of a credential helper", quoted(name)))?;
+        .ok_or_else(|| format!("{} is not the name of a credential helper", quoted(name)))?;
     let credentials = helper::get(&program, key, options.timeouts.helper)?;
     Ok(credentials.map(|credentials| (program, credentials)))
 }
@@ -161,7 +161,10 @@ mod tests {
         r#"{"credsStore": "of-no-host"}"#,
         "docker-credential-of-no-host cannot be started"
     )]
-    #[case::no_word(r#"{"credsStore": "a/b"}"#, "`a/b` is no name of a credential helper")]
+    #[case::no_word(
+        r#"{"credsStore": "a/b"}"#,
+        "`a/b` is not the name of a credential helper"
+    )]
     fn helper_that_fails_is_told_where_it_matters(#[case] content: &str, #[case] message: &str) {
         let (_directory, options) = options(content);
 

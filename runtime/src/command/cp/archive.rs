@@ -172,7 +172,7 @@ impl Extraction<'_> {
             }
             EntryType::XGlobalHeader => {}
             _ => log::tell(format_args!(
-                "coracle: {} is left out: it is no file, directory or link",
+                "coracle: {} is left out: it is not a file, directory or link",
                 printable(&path.to_string_lossy())
             )),
         }

@@ -86,7 +86,7 @@ impl Entry {
     fn reopen(&self, flags: OFlags) -> io::Result<File> {
         // To open a FIFO waits; to open a device can do anything.
         if self.kind != Kind::File {
-            return Err(io::Error::other("it is no regular file"));
+            return Err(io::Error::other("it is not a regular file"));
         }
         let path = format!("/proc/self/fd/{}", self.place.as_raw_fd());
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;

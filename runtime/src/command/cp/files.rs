@@ -156,7 +156,7 @@ pub fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(parent, name, flags, Mode::empty()) {
         Ok(directory) => Ok((directory, is_new)),
-        Err(Errno::NOTDIR | Errno::LOOP) => bail!("something that is no directory has its name"),
+        Err(Errno::NOTDIR | Errno::LOOP) => bail!("something that is not a directory has its name"),
         Err(error) => Err(error.into()),
     }
 }

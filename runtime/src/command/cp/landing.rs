@@ -31,7 +31,7 @@ pub enum Landing {
 pub enum LandingError {
     #[error("there is no directory {0}")]
     NoDirectory(String),
-    #[error("{destination} is no directory, so the directory {origin} cannot be copied there")]
+    #[error("{destination} is not a directory, so the directory {origin} cannot be copied there")]
     NotADirectory { origin: String, destination: String },
 }
 
@@ -122,7 +122,7 @@ mod tests {
         true,
         "/b",
         There::Other,
-        "/b is no directory, so the directory /a cannot be copied there"
+        "/b is not a directory, so the directory /a cannot be copied there"
     )]
     fn copy_cannot_land(
         #[case] source: &str,

@@ -94,7 +94,7 @@ impl<'g> Source<'g> {
             .with_context(|| format!("there is no {shown}"))?;
         ensure!(
             entry.kind == Kind::Directory || !given.is_directory,
-            "{shown} is no directory"
+            "{shown} is not a directory"
         );
         Ok(Self { given, entry })
     }

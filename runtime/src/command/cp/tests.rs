@@ -208,7 +208,7 @@ fn links_below_the_destination_are_not_followed() {
     symlink(sides.outside(""), sides.inside("tree/directory")).unwrap();
     let error = refusal(sides.put_in("tree", "/"));
     assert!(
-        error.contains("something that is no directory has its name"),
+        error.contains("something that is not a directory has its name"),
         "{error}"
     );
 }

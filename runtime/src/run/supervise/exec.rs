@@ -110,7 +110,7 @@ impl Command {
                 let status = answer.exit_status;
                 return u8::try_from(status)
                     .map(Some)
-                    .with_context(|| format!("{status} is no exit status"));
+                    .with_context(|| format!("{status} is not an exit status"));
             }
         };
         self.stage = next;

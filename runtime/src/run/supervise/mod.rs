@@ -124,7 +124,7 @@ impl<'s> Supervisor<'s> {
                             status,
                             out_of_memory: answer.oom_killed,
                         })
-                        .with_context(|| format!("{status} is no exit status"))
+                        .with_context(|| format!("{status} is not an exit status"))
                 });
             }
             self.report_answered();
