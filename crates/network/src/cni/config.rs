@@ -334,9 +334,9 @@ mod tests {
     #[case::type_is_parent(r#"{"name":"a","type":".."}"#, "not the name of a program")]
     #[case::type_is_empty(r#"{"name":"a","type":""}"#, "not the name of a program")]
     #[case::no_plugins(r#"{"name":"a","plugins":[]}"#, "0 plugins")]
-    #[case::plugins_is_text(r#"{"name":"a","plugins":"bridge"}"#, "no list")]
-    #[case::plugin_is_text(r#"{"name":"a","plugins":["bridge"]}"#, "no object")]
-    #[case::version_is_number(r#"{"cniVersion":1,"name":"a","type":"a"}"#, "no text")]
+    #[case::plugins_is_text(r#"{"name":"a","plugins":"bridge"}"#, "not a list")]
+    #[case::plugin_is_text(r#"{"name":"a","plugins":["bridge"]}"#, "not an object")]
+    #[case::version_is_number(r#"{"cniVersion":1,"name":"a","type":"a"}"#, "not text")]
     fn broken_configuration_is_told(#[case] text: &str, #[case] reason: &str) {
         let error = ConfigurationList::parse(text.as_bytes()).unwrap_err();
 
