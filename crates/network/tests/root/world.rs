@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_network::{
@@ -17,6 +18,7 @@ use coracle_network::{
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -98,6 +100,16 @@ pub fn wait_for_carrier(link: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !ip(&format!("-br link show {link}")).contains(" UP ") {
         assert!(Instant::now() < deadline, "{link} does not come up");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until an IPv6 address of this thread's namespace is in use: the kernel gives it its route on another thread, when
+/// its link is up.
+pub fn wait_for_ipv6(address: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while ip(&format!("-6 route show table local type local {address}")).is_empty() {
+        assert!(Instant::now() < deadline, "{address} does not come up");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -285,6 +297,8 @@ impl World {
         }
         outside.ip("link set eth0 up");
         wait_for_carrier("up0");
+        wait_for_ipv6(HOST6);
+        outside.within(|| wait_for_ipv6(OUTSIDE6));
         ip(&format!("route add default via {OUTSIDE4}"));
         ip(&format!("-6 route add default via {OUTSIDE6}"));
         let directory = tempfile::tempdir().unwrap();
@@ -389,6 +403,8 @@ impl SideNetwork {
         space.ip(&format!("addr add {address6}/64 dev eth0 nodad"));
         space.ip("link set eth0 up");
         wait_for_carrier("side0");
+        wait_for_ipv6("2001:db8:51::1");
+        space.within(|| wait_for_ipv6(address6));
         space.ip("route add default via 198.51.100.1");
         space.ip("-6 route add default via 2001:db8:51::1");
         world
@@ -414,15 +430,17 @@ pub fn nodad(address: &str) -> &'static str {
 pub struct Guest {
     pub space: Space,
     pub addresses: Vec<String>,
-    stop: Arc<OwnedFd>,
+    stop: OwnedFd,
+    copying: Vec<JoinHandle<()>>,
 }
 
 impl Guest {
     /// Starts it with what the attachment says, as an agent would.
     pub fn start(attachment: &Attachment) -> Self {
         let space = Space::new();
-        let (stop_reader, stop) = rustix::pipe::pipe().unwrap();
+        let (stop_reader, stop) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
         let stop_reader = Arc::new(stop_reader);
+        let mut copying = Vec::new();
         for interface in attachment.interfaces() {
             let tap = space.within(|| make_tap(&interface.name));
             let outer = interface.tap.try_clone().unwrap();
@@ -438,10 +456,17 @@ impl Guest {
                 ));
             }
             space.ip(&format!("link set {} up", interface.name));
+            for address in interface
+                .addresses
+                .iter()
+                .filter(|address| address.addr().is_ipv6())
+            {
+                space.within(|| wait_for_ipv6(&address.addr().to_string()));
+            }
             let stop_reader = Arc::clone(&stop_reader);
-            std::thread::spawn(move || {
+            copying.push(std::thread::spawn(move || {
                 copy_frames(&File::from(outer), &File::from(tap), &stop_reader)
-            });
+            }));
         }
         for neighbour in attachment.neighbours() {
             space.ip(&format!(
@@ -471,7 +496,8 @@ impl Guest {
         Self {
             space,
             addresses,
-            stop: Arc::new(stop),
+            stop,
+            copying,
         }
     }
 
@@ -493,11 +519,10 @@ impl Guest {
 
     /// The guest ends; nothing of it has the machine's tap open any more.
     pub fn stop(self) {
-        let Self { stop, space, .. } = self;
-        drop(stop);
-        drop(space);
-        // The copying threads see it soon.
-        std::thread::sleep(Duration::from_millis(100));
+        drop(self.stop);
+        for thread in self.copying {
+            thread.join().unwrap();
+        }
     }
 }
 
