@@ -29,6 +29,8 @@ mod run;
 mod signal_names;
 mod table;
 mod terminal;
+#[cfg(test)]
+mod testing;
 mod until;
 
 use std::process::ExitCode;

@@ -97,51 +97,61 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::testing::alone;
 
     #[test]
     fn what_is_said_is_heard() {
-        let lifeline = Lifeline::fork(&[], |mut stream| {
-            let _ = stream.write_all(b"at once");
-            wait_for_end(&stream);
-            let _ = stream.write_all(b"at the end");
-        })
-        .unwrap();
+        alone(what_is_said_is_heard, || {
+            let lifeline = Lifeline::fork(&[], |mut stream| {
+                let _ = stream.write_all(b"at once");
+                wait_for_end(&stream);
+                let _ = stream.write_all(b"at the end");
+            })
+            .unwrap();
 
-        let at_once = lifeline.listen(Some(Duration::from_secs(1)));
-        lifeline.hang_up();
-        let at_the_end = lifeline.listen(None);
-        lifeline.wait();
+            let at_once = lifeline.listen(Some(Duration::from_secs(1)));
+            lifeline.hang_up();
+            let at_the_end = lifeline.listen(None);
+            lifeline.wait();
 
-        assert_eq!(
-            (at_once.as_str(), at_the_end.as_str()),
-            ("at once", "at the end")
-        );
+            assert_eq!(
+                (at_once.as_str(), at_the_end.as_str()),
+                ("at once", "at the end")
+            );
+        });
     }
 
     #[test]
     fn process_that_talks_on_and_on_is_listened_to_for_so_long_alone() {
-        let lifeline = Lifeline::fork(&[], |mut stream| {
-            while stream.write_all(b"and ").is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        })
-        .unwrap();
-        let started = Instant::now();
+        alone(
+            process_that_talks_on_and_on_is_listened_to_for_so_long_alone,
+            || {
+                let lifeline = Lifeline::fork(&[], |mut stream| {
+                    while stream.write_all(b"and ").is_ok() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                })
+                .unwrap();
+                let started = Instant::now();
 
-        let said = lifeline.listen(Some(Duration::from_millis(200)));
+                let said = lifeline.listen(Some(Duration::from_millis(200)));
 
-        assert!(started.elapsed() < Duration::from_secs(2), "{said}");
-        assert!(said.starts_with("and "));
-        drop(lifeline);
+                assert!(started.elapsed() < Duration::from_secs(2), "{said}");
+                assert!(said.starts_with("and "));
+                drop(lifeline);
+            },
+        );
     }
 
     #[test]
     fn process_that_is_not_there_says_nothing() {
-        let lifeline = Lifeline::fork(&[], drop).unwrap();
+        alone(process_that_is_not_there_says_nothing, || {
+            let lifeline = Lifeline::fork(&[], drop).unwrap();
 
-        lifeline.wait();
+            lifeline.wait();
 
-        lifeline.hang_up();
-        assert_eq!(lifeline.listen(None), "");
+            lifeline.hang_up();
+            assert_eq!(lifeline.listen(None), "");
+        });
     }
 }

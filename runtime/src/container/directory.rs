@@ -157,53 +157,63 @@ mod tests {
     use super::super::places::tests::Host;
     use super::super::record::tests::running;
     use super::*;
+    use crate::testing::alone;
 
     #[test]
     fn name_is_given_once() {
-        let host = Host::new();
-        let pair = host.run("0123456789ab");
-        running("0123456789ab", "web")
-            .write(&pair.container)
-            .unwrap();
-        let name: Name = "web".parse().unwrap();
-        let directory = RunDirectory::create(&host.places).unwrap();
-        let mut record = running(directory.id().as_str(), "web");
+        alone(name_is_given_once, || {
+            let host = Host::new();
+            let pair = host.run("0123456789ab");
+            running("0123456789ab", "web")
+                .write(&pair.container)
+                .unwrap();
+            let name: Name = "web".parse().unwrap();
+            let directory = RunDirectory::create(&host.places).unwrap();
+            let mut record = running(directory.id().as_str(), "web");
 
-        let error = directory.announce(Some(&name), &record).unwrap_err();
+            let error = directory.announce(Some(&name), &record).unwrap_err();
 
-        assert_eq!(
-            error.to_string(),
-            "the name 'web' is that of container 0123456789ab (remove it with: coracle rm web)"
-        );
-        record.name = "other".to_owned();
-        let other = "other".parse().unwrap();
-        directory.announce(Some(&other), &record).unwrap();
+            assert_eq!(
+                error.to_string(),
+                "the name 'web' is that of container 0123456789ab (remove it with: coracle rm web)"
+            );
+            record.name = "other".to_owned();
+            let other = "other".parse().unwrap();
+            directory.announce(Some(&other), &record).unwrap();
+        });
     }
 
     #[test]
     fn name_of_a_dead_container_that_should_have_gone_is_free() {
-        let host = Host::new();
-        let directory = RunDirectory::create(&host.places).unwrap();
-        let pair = host.run("0123456789ab");
-        let mut record = running("0123456789ab", "web");
-        record.remove = true;
-        record.write(&pair.container).unwrap();
-        let name: Name = "web".parse().unwrap();
+        alone(
+            name_of_a_dead_container_that_should_have_gone_is_free,
+            || {
+                let host = Host::new();
+                let directory = RunDirectory::create(&host.places).unwrap();
+                let pair = host.run("0123456789ab");
+                let mut record = running("0123456789ab", "web");
+                record.remove = true;
+                record.write(&pair.container).unwrap();
+                let name: Name = "web".parse().unwrap();
 
-        directory
-            .announce(Some(&name), &running(directory.id().as_str(), "web"))
-            .unwrap();
+                directory
+                    .announce(Some(&name), &running(directory.id().as_str(), "web"))
+                    .unwrap();
+            },
+        );
     }
 
     #[test]
     fn nothing_stays_of_a_run_that_is_dropped() {
-        let host = Host::new();
-        let directory = RunDirectory::create(&host.places).unwrap();
-        let pair = host.places.directories(directory.id());
-        let was_there = pair.container.exists() && pair.state.exists();
+        alone(nothing_stays_of_a_run_that_is_dropped, || {
+            let host = Host::new();
+            let directory = RunDirectory::create(&host.places).unwrap();
+            let pair = host.places.directories(directory.id());
+            let was_there = pair.container.exists() && pair.state.exists();
 
-        drop(directory);
+            drop(directory);
 
-        assert!(was_there && !pair.container.exists() && !pair.state.exists());
+            assert!(was_there && !pair.container.exists() && !pair.state.exists());
+        });
     }
 }

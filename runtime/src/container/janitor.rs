@@ -68,48 +68,55 @@ mod tests {
 
     use super::super::places::tests::{Host, host_with_plugin, remember_network};
     use super::*;
+    use crate::testing::alone;
 
     const ID: &str = "0123456789ab";
 
     #[test]
     fn dismissed_janitor_has_cleared_up() {
-        let host = Host::new();
-        let pair = host.run(ID);
-        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+        alone(dismissed_janitor_has_cleared_up, || {
+            let host = Host::new();
+            let pair = host.run(ID);
+            let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
 
-        let outcome = janitor.dismiss();
+            let outcome = janitor.dismiss();
 
-        assert_eq!(outcome, Outcome::Cleared);
-        assert!(!pair.container.exists() && !pair.state.exists());
+            assert_eq!(outcome, Outcome::Cleared);
+            assert!(!pair.container.exists() && !pair.state.exists());
+        });
     }
 
     #[test]
     fn janitor_says_what_it_could_not_clear_up() {
-        let host = Host::new();
-        host.run(ID);
-        fs::write(&host.places.network.state, "no directory").unwrap();
-        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+        alone(janitor_says_what_it_could_not_clear_up, || {
+            let host = Host::new();
+            host.run(ID);
+            fs::write(&host.places.network.state, "no directory").unwrap();
+            let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
 
-        let outcome = janitor.dismiss();
+            let outcome = janitor.dismiss();
 
-        let expected = format!("{}/machines", host.places.network.state.display());
-        assert!(
-            matches!(&outcome, Outcome::Failed(reason) if reason.contains(&expected)),
-            "{outcome:?}"
-        );
+            let expected = format!("{}/machines", host.places.network.state.display());
+            assert!(
+                matches!(&outcome, Outcome::Failed(reason) if reason.contains(&expected)),
+                "{outcome:?}"
+            );
+        });
     }
 
     #[test]
     fn what_a_janitor_starts_is_told_what_to_do() {
-        let (host, told) = host_with_plugin();
-        let machine = remember_network(&host, "tell");
-        let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
+        alone(what_a_janitor_starts_is_told_what_to_do, || {
+            let (host, told) = host_with_plugin();
+            let machine = remember_network(&host, "tell");
+            let janitor = Janitor::start(ID.parse().unwrap(), host.places.clone()).unwrap();
 
-        let outcome = janitor.dismiss();
+            let outcome = janitor.dismiss();
 
-        assert_eq!(outcome, Outcome::Cleared);
-        let told = fs::read_to_string(told).unwrap();
-        assert!(told.contains("configuration"), "{told}");
-        assert!(!machine.exists());
+            assert_eq!(outcome, Outcome::Cleared);
+            let told = fs::read_to_string(told).unwrap();
+            assert!(told.contains("configuration"), "{told}");
+            assert!(!machine.exists());
+        });
     }
 }

@@ -287,7 +287,7 @@ fn open_directory(path: &Path) -> io::Result<Option<File>> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
     use std::thread;
     use std::time::Instant;
 
@@ -296,6 +296,7 @@ pub(super) mod tests {
     use super::super::Status;
     use super::super::record::tests::running;
     use super::*;
+    use crate::testing::{alone, write_script};
 
     const ID: &str = "0123456789ab";
 
@@ -410,45 +411,59 @@ pub(super) mod tests {
 
     #[test]
     fn after_a_start_of_the_host_all_that_is_dead_is_swept_up() {
-        let host = Host::new();
-        let pair = host.run(ID);
-        fs::remove_dir_all(&host.places.state).unwrap();
+        alone(
+            after_a_start_of_the_host_all_that_is_dead_is_swept_up,
+            || {
+                let host = Host::new();
+                let pair = host.run(ID);
+                fs::remove_dir_all(&host.places.state).unwrap();
 
-        host.places.prepare().unwrap();
+                host.places.prepare().unwrap();
 
-        let is_swept = || !pair.container.exists();
-        assert!(until(Duration::from_secs(10), is_swept, |swept| *swept));
+                let is_swept = || !pair.container.exists();
+                assert!(until(Duration::from_secs(10), is_swept, |swept| *swept));
+            },
+        );
     }
 
     #[test]
     fn what_cannot_be_swept_up_is_told() {
-        let host = Host::new();
-        host.run(ID);
-        remember_network(&host, "nosuch");
+        alone(what_cannot_be_swept_up_is_told, || {
+            let host = Host::new();
+            host.run(ID);
+            remember_network(&host, "nosuch");
 
-        let told = host.places.sweep().unwrap();
+            let told = host.places.sweep().unwrap();
 
-        let expected =
-            format!("coracle: cannot clear up after container {ID}: CNI plugin \"nosuch\"");
-        assert!(told.starts_with(&expected), "{told}");
-        assert_eq!(told.lines().count(), 1);
+            let expected =
+                format!("coracle: cannot clear up after container {ID}: CNI plugin \"nosuch\"");
+            assert!(told.starts_with(&expected), "{told}");
+            assert_eq!(told.lines().count(), 1);
+        });
     }
 
     #[test]
     fn long_sweep_is_not_waited_for() {
-        let (host, told) = host_with_plugin();
-        let slow = host.places.store.join("plugins/slow");
-        fs::write(&slow, "#!/bin/sh\nsleep 2\nexec $(dirname $0)/tell").unwrap();
-        fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
-        remember_network(&host, "slow");
-        let began = Instant::now();
+        alone(long_sweep_is_not_waited_for, || {
+            let (host, told) = host_with_plugin();
+            let plugins = host.places.store.join("plugins");
+            let script = r#"#!/bin/sh
+cd $(dirname $0)
+until [ -e go_on ] || [ ! -e slow ]; do sleep 0.05; done
+exec ./tell"#;
+            write_script(&plugins.join("slow"), script);
+            remember_network(&host, "slow");
 
-        host.places.sweep().unwrap();
+            host.places.sweep().unwrap();
 
-        assert!(began.elapsed() < Duration::from_secs(2));
-        assert!(!told.exists());
-        thread::sleep(Duration::from_secs(3));
-        assert!(told.exists());
+            assert!(!told.exists());
+            fs::write(plugins.join("go_on"), "").unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !told.exists() && Instant::now() < deadline {
+                thread::sleep(PAUSE);
+            }
+            assert!(told.exists());
+        });
     }
 
     #[test]
@@ -536,8 +551,7 @@ pub(super) mod tests {
             "#!/bin/sh\necho $CNI_COMMAND >> {0}\ncat >> {0}\n",
             told.display()
         );
-        fs::write(plugins.join("tell"), script).unwrap();
-        fs::set_permissions(plugins.join("tell"), fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&plugins.join("tell"), &script);
         host.places.network.cni_plugins = vec![plugins];
         (host, told)
     }
@@ -611,7 +625,8 @@ pub(super) mod tests {
         flock(&lock, FlockOperation::LockShared).unwrap();
         host.sweep();
         let was_left = pair.container.exists();
-        drop(lock);
+        // Not by closing it alone: what another test starts just now has it for a moment.
+        flock(&lock, FlockOperation::Unlock).unwrap();
 
         host.sweep();
 

@@ -128,12 +128,13 @@ mod tests {
 
     /// What is heard of a background that does this.
     fn hear(script: &str) -> Result<u8> {
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        // Closed in what other tests start meanwhile.
+        let (read, write) = io::pipe().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let mut child = command.stdout(write).spawn().unwrap();
         drop(command);
-        let heard = wait(read, Pid::from_child(&child));
+        let heard = wait(read.into(), Pid::from_child(&child));
         // Where it ended before its container ran, it was waited for.
         let _ = child.wait();
         heard
