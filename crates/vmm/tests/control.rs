@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::harness::{Needs, Tests};
-use common::process::{DEADLINE, Vmm, fill_up};
+use common::process::{DEADLINE, Vmm};
 use common::{ENTRY, code, driver};
 use coracle_vmm::role::{Action, Event};
 use coracle_vmm::{Activity, Exit, Mode};
@@ -283,7 +283,7 @@ fn file_of_a_dump_that_fails_is_not_the_next_ones() {
     // Nobody reads its output, so that the vCPU stays inside of a write to the serial port.
     let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
-    fill_up(&serial);
+    vmm.fill_up(&serial);
     let failed = vmm.ask(Action::Dump, &[files[0].as_fd()]);
     let reader = std::thread::spawn(move || while serial.read(&mut [0; 65536]).unwrap() > 0 {});
 
@@ -415,11 +415,11 @@ fn gdb(core: &Path, commands: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A machine that has run `code` is dumped, and gdb asked about it.
+/// A machine that has run `code`, which ends with a loop, is dumped, and gdb asked about it.
 fn gdb_about_a_dump_of(code: &[u8], vcpus: u8, wait_for: usize, commands: &[&str]) -> String {
     let (mut vmm, mut serial) = running_with_serial(code, vcpus);
     serial.read_exact(&mut vec![0; wait_for]).unwrap();
-    sleep(Duration::from_millis(50));
+    vmm.wait_until_at((ENTRY as usize + code.len() - 2) as u64);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("core");
     let file = File::create(&path).unwrap();

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::harness::{Needs, Tests};
-use common::process::{DEADLINE, Vmm, fill_up};
+use common::process::{DEADLINE, Vmm};
 use common::{ENTRY, code};
 use coracle_vmm::role::Event;
 use coracle_vmm::{Activity, Exit};
@@ -299,7 +299,8 @@ fn vcpus_are_threads() {
     ]
     .concat();
     let mut debugged = Debugged::start(&code, 3, false);
-    sleep(Duration::from_millis(200));
+    let spin = (ENTRY as usize + code.len() - 2) as u64;
+    debugged.vmm.wait_until_at(spin);
 
     let said = debugged.said(&[
         "info threads",
@@ -325,6 +326,9 @@ fn running_guest_is_interrupted() {
         .spawn()
         .unwrap();
     debugged.serial.read_exact(&mut [0]).unwrap();
+    debugged
+        .vmm
+        .wait_until_at((ENTRY as usize + code.len() - 2) as u64);
     // The guest runs a little before gdb knows.
     sleep(Duration::from_millis(500));
 
@@ -425,7 +429,7 @@ fn breakpoint_of_a_debugger_that_could_not_clean_up_holds_nobody() {
     );
     // Answered when the guest stops.
     exchange(&debugger, "vCont;c", 0);
-    fill_up(&debugged.serial);
+    debugged.vmm.fill_up(&debugged.serial);
 
     drop(debugger);
     // Longer than the debugger's thread waits for the vCPU, which is inside of a write.
@@ -453,14 +457,6 @@ fn machine_ends_while_its_guest_waits() {
 
 fn thread_of_the_debugger_is_confined() {
     let debugged = Debugged::start(&code::SPIN, 1, false);
-    sleep(Duration::from_millis(100));
 
-    let threads: Vec<_> = fs::read_dir(debugged.vmm.proc("task"))
-        .unwrap()
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .filter(|status| status.starts_with("Name:\tgdb\n"))
-        .collect();
-
-    assert_eq!(threads.len(), 1);
-    assert!(threads[0].contains("Seccomp:\t2"), "{}", threads[0]);
+    debugged.vmm.confined_threads(1, |name| name == "gdb");
 }

@@ -205,17 +205,11 @@ fn names(directory: &Path) -> Vec<String> {
 fn every_thread_is_confined() {
     let mut vmm = Vmm::with_guest(&code::SPIN, Vec::new(), |config| config.vcpus = 2);
     assert_eq!(vmm.event(), Some(Event::Running));
-    // A vCPU's thread confines itself when it begins, which may be after the others run.
-    sleep(Duration::from_millis(100));
 
-    // KVM may have a thread of its own in the process.
-    let threads: Vec<_> = fs::read_dir(vmm.proc("task"))
-        .unwrap()
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .filter(|status| !status.starts_with("Name:\tkvm-"))
-        .collect();
+    // A vCPU's thread confines itself when it begins, which may be after the others run. KVM may have a thread of its
+    // own in the process.
+    let threads = vmm.confined_threads(3, |name| !name.starts_with("kvm-"));
 
-    assert_eq!(threads.len(), 3);
     for expected in [
         "CapPrm:\t0000000000000000",
         "CapEff:\t0000000000000000",
@@ -407,7 +401,7 @@ fn confined_guest_connects_to_the_host() {
 }
 
 fn log_that_nobody_reads_does_not_keep_a_machine() {
-    let (_reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
     let write = code::out(0x3f8, b'.');
     let back = (-(write.len() as i8) - 2).cast_unsigned();
     let code = [&write[..], &[0xeb, back]].concat();
@@ -415,8 +409,7 @@ fn log_that_nobody_reads_does_not_keep_a_machine() {
         config.serial_log = Some(5);
     });
     assert_eq!(vmm.event(), Some(Event::Running));
-    // Until the pipe is full.
-    sleep(Duration::from_millis(500));
+    vmm.fill_up(&reader);
 
     let control = vmm.control.get_ref();
     control.shutdown(std::net::Shutdown::Write).unwrap();

@@ -2,6 +2,7 @@
 
 //! A VMM process and its control socket.
 
+use std::fs;
 use std::io::{BufRead, BufReader, IoSlice, PipeReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -126,6 +127,69 @@ impl Vmm {
         }
     }
 
+    /// Waits until the guest has filled the pipe that its serial port leads to, and its vCPU is inside of a write to it.
+    pub fn fill_up(&self, pipe: &PipeReader) {
+        let pipe = fs::read_link(format!("/proc/self/fd/{}", pipe.as_raw_fd())).unwrap();
+        let begin = Instant::now();
+        while !self.waits_for(&pipe) {
+            assert!(
+                begin.elapsed() < DEADLINE,
+                "the guest does not fill its pipe"
+            );
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether a thread of it waits in a system call on the file that a descriptor's link names so.
+    fn waits_for(&self, link: &Path) -> bool {
+        let threads = fs::read_dir(self.proc("task")).unwrap();
+        threads.flatten().any(|thread| {
+            // Its number and its arguments, or that there is none.
+            let call = fs::read_to_string(thread.path().join("syscall")).unwrap_or_default();
+            let first = call
+                .split(' ')
+                .nth(1)
+                .and_then(|word| word.strip_prefix("0x"));
+            let descriptor = first.and_then(|first| u32::from_str_radix(first, 16).ok());
+            let path = descriptor.map(|number| self.proc(&format!("fd/{number}")));
+            path.and_then(|path| fs::read_link(path).ok()).as_deref() == Some(link)
+        })
+    }
+
+    /// Waits until the first vCPU is at this address.
+    pub fn wait_until_at(&mut self, address: u64) {
+        let begin = Instant::now();
+        loop {
+            let answer = self.ask(Action::Vcpus, &[]);
+            match &answer {
+                Event::Vcpus { vcpus, .. } if vcpus[0].rip == address => return,
+                _ => assert!(begin.elapsed() < DEADLINE, "{answer:?}"),
+            }
+        }
+    }
+
+    /// Waits until so many of its threads, of those whose names are picked, are confined by a filter: what `/proc` says
+    /// of them.
+    pub fn confined_threads(&self, count: usize, picked: fn(&str) -> bool) -> Vec<String> {
+        let begin = Instant::now();
+        loop {
+            let threads: Vec<_> = fs::read_dir(self.proc("task"))
+                .unwrap()
+                .flat_map(|task| fs::read_to_string(task.unwrap().path().join("status")))
+                .filter(|status| {
+                    let name = status.lines().next().unwrap().strip_prefix("Name:\t");
+                    picked(name.unwrap())
+                })
+                .collect();
+            let is_confined = |status: &String| status.contains("\nSeccomp:\t2\n");
+            if threads.len() == count && threads.iter().all(is_confined) {
+                return threads;
+            }
+            assert!(begin.elapsed() < DEADLINE, "{threads:?}");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
     /// A file about the process in `/proc`.
     pub fn proc(&self, name: &str) -> std::path::PathBuf {
         Path::new("/proc")
@@ -146,18 +210,5 @@ pub fn error_message(events: &[Event]) -> &str {
     match events.last() {
         Some(Event::Error { message }) => message,
         other => panic!("no error, but {other:?}"),
-    }
-}
-
-/// Waits until a guest has filled the pipe, so that its vCPU is inside of a write to it.
-pub fn fill_up(pipe: &PipeReader) {
-    const CAPACITY: u64 = 65536;
-    let begin = Instant::now();
-    while rustix::io::ioctl_fionread(pipe).unwrap() < CAPACITY {
-        assert!(
-            begin.elapsed() < DEADLINE,
-            "the guest does not fill its pipe"
-        );
-        sleep(Duration::from_millis(5));
     }
 }
