@@ -84,9 +84,6 @@ pub(super) fn get(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use rstest::rstest;
 
     use super::*;
@@ -94,8 +91,16 @@ mod tests {
     fn ask_script(script: &str) -> Result<Option<Credentials>, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("helper");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // Another process writes it: what another test starts meanwhile would have this one's descriptor for a moment, and
+        // a file that is open for writing is not run.
+        let written = Command::new("sh")
+            .args([
+                "-c",
+                r##"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""##,
+            ])
+            .args([path.as_os_str(), script.as_ref()])
+            .status();
+        assert!(written.unwrap().success());
         get(path.to_str().unwrap(), "a.io", Duration::from_secs(20))
     }
 
