@@ -2,13 +2,15 @@
 //! Debian's docker-registry on the loopback interface, with TLS by openssl and passwords by htpasswd, filled by skopeo.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_registry::{Options, Pulled, RegistryError};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tempfile::TempDir;
 
 use super::image::Repository;
@@ -38,6 +40,7 @@ pub fn missing_packages() -> Vec<&'static str> {
 /// A registry of its own, which ends with its test.
 pub struct Registry {
     child: Child,
+    _held: OwnedFd,
     pub port: u16,
     pub directory: TempDir,
     with_tls: bool,
@@ -57,6 +60,18 @@ fn run(command: &mut Command) {
         "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A port on which a registry may listen, and nobody else as long as what is bound to it is open.
+fn hold_a_port() -> (OwnedFd, u16) {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+    let socket = socket.unwrap();
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    rustix::net::bind(&socket, &any).unwrap();
+    let bound = SocketAddrV4::try_from(rustix::net::getsockname(&socket).unwrap());
+    (socket, bound.unwrap().port())
 }
 
 /// A certificate for 127.0.0.1 in `registry.crt` and `registry.key`, by the authority in `ca.crt`.
@@ -92,11 +107,7 @@ impl Registry {
     }
 
     pub fn start(directory: TempDir, with_tls: bool, certificate: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let (held, port) = hold_a_port();
         let path = directory.path();
         let mut http = serde_json::json!({"addr": format!("127.0.0.1:{port}"), "secret": "test"});
         let mut config = serde_json::json!({"version": "0.1", "log": {"level": "error", "accesslog": {"disabled": true}},
@@ -127,6 +138,7 @@ impl Registry {
             .unwrap();
         let registry = Self {
             child,
+            _held: held,
             port,
             directory,
             with_tls,

@@ -51,6 +51,11 @@ fn layers_are_pulled_side_by_side_up_to_a_bound() {
     let (server, options) = serve(move |request| {
         if request.path.contains("/blobs/") {
             seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // All that may be side by side, and then time for one that may not.
+            let begun = Instant::now();
+            while seen.load(Ordering::SeqCst) < 3 && begun.elapsed() < Duration::from_secs(20) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             std::thread::sleep(Duration::from_millis(150));
             now.fetch_sub(1, Ordering::SeqCst);
         }
