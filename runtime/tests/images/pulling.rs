@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -144,8 +145,10 @@ fn terminal() -> (File, OwnedFd) {
     unlockpt(&ours).unwrap();
     let path = ptsname(&ours, Vec::new()).unwrap();
     let path = path.into_string().unwrap();
-    let theirs = File::options().read(true).write(true).open(path).unwrap();
-    (File::from(ours), theirs.into())
+    // Not this process's own terminal, which would end it by its end.
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs = rustix::fs::open(path, flags, Mode::empty()).unwrap();
+    (File::from(ours), theirs)
 }
 
 /// Reads what the program shows until it has shown `text`, or has ended.
