@@ -141,8 +141,7 @@ impl Disk {
 
     fn leave(&self) {
         rustix::mount::unmount("/dev/disk", UnmountFlags::DETACH).unwrap();
-        // It may be the machine's own.
-        let _ = fs::remove_dir("/dev/disk");
+        // The directory stays: with it, what another run of these tests has mounted there in its own namespace would go.
         // Waiting for it is the reaper's.
         let _ = Command::new("losetup").args(["-d", &self.device]).spawn();
     }
