@@ -350,7 +350,7 @@ fn dump_that_is_given_up_ends_and_the_guest_goes_on() {
 fn request_that_waits_for_a_vcpu_can_be_given_up() {
     // Nobody reads its output, so that the vCPU stays inside of a write to the serial port.
     let (mut vmm, mut serial) = running_with_serial(&endless_output(), 1);
-    fill_up(&serial);
+    vmm.fill_up(&serial);
     let begin = Instant::now();
     vmm.send(b"{\"id\":1,\"request\":\"pause\"}\n");
     sleep(Duration::from_millis(50));

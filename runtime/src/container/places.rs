@@ -289,7 +289,6 @@ fn open_directory(path: &Path) -> io::Result<Option<File>> {
 pub(super) mod tests {
     use std::os::unix::fs::symlink;
     use std::thread;
-    use std::time::Instant;
 
     use rstest::rstest;
 
@@ -458,11 +457,8 @@ exec ./tell"#;
 
             assert!(!told.exists());
             fs::write(plugins.join("go_on"), "").unwrap();
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while !told.exists() && Instant::now() < deadline {
-                thread::sleep(PAUSE);
-            }
-            assert!(told.exists());
+            let is_told = || told.exists();
+            assert!(until(Duration::from_secs(20), is_told, |told| *told));
         });
     }
 

@@ -163,7 +163,6 @@ pub fn sandbox(attachment: Option<&Attachment>) -> CreateSandboxRequest {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
     use std::process::Command;
     use std::time::Duration;
@@ -173,6 +172,7 @@ mod tests {
     use coracle_network::{NetworkConfig, leftovers, remove_leftovers};
 
     use super::*;
+    use crate::testing::write_script;
 
     #[derive(Parser)]
     struct Words {
@@ -187,8 +187,7 @@ mod tests {
                       ADD) (sleep 2; touch added) & touch begun; wait;;\n\
                       DEL) rm -f added; touch deleted;;\nesac\n";
         fs::write(place.join("slow.conflist"), list).unwrap();
-        fs::write(place.join("slow"), script).unwrap();
-        fs::set_permissions(place.join("slow"), fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&place.join("slow"), script);
         NetworkConfig {
             state: place.join("state"),
             cni_configurations: vec![place.to_owned()],
