@@ -122,10 +122,17 @@ mod tests {
             let page = &pages[&format!("coracle-{}.1", command.get_name())];
             for argument in command.get_arguments() {
                 let expected = match argument.get_long() {
-                    Some(long) => format!("--{long}"),
-                    None => argument.get_value_names().unwrap()[0].to_string(),
+                    Some(long) => vec![format!("--{long}")],
+                    None => argument
+                        .get_value_names()
+                        .unwrap()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
                 };
-                assert!(page.contains(&expected), "{expected} is not in {page}");
+                for expected in expected {
+                    assert!(page.contains(&expected), "{expected} is not in {page}");
+                }
             }
         }
     }

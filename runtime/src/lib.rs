@@ -35,8 +35,7 @@ mod until;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
-
+use clap::CommandFactory;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Exit status of `coracle` for failures of its own, as opposed to the container's: the number
@@ -66,7 +65,7 @@ pub fn main() -> ExitCode {
     if let Some(role) = role {
         return role.main();
     }
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::read(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(error) => {
             // A stream that cannot be written to has nobody to tell.

@@ -44,16 +44,24 @@ pub struct ExecArguments {
     /// User to run as: a name or a number of the image, optionally with a group [default: the container's]
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// The container: its name, its id or the beginning of that
-    pub container: String,
-    /// The command
+    /// The container: its name, its id or the beginning of that. The command: all that comes after it
+    // One argument, not two: the first word that is no option ends the options.
     #[arg(
         required = true,
+        num_args = 2..,
         trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
+        value_names = ["CONTAINER", "COMMAND"]
     )]
-    pub command: Vec<String>,
+    pub words: Vec<String>,
+}
+
+impl ExecArguments {
+    /// Tells the container from the command.
+    pub fn container_and_command(&self) -> (&str, &[String]) {
+        // The parser asks for both.
+        let container = self.words.first().map_or("", String::as_str);
+        (container, self.words.get(1..).unwrap_or_default())
+    }
 }
 
 /// Show what a container has put out.
@@ -174,4 +182,43 @@ pub struct CpArguments {
     /// Where to; - for a tar archive on standard output
     #[arg(value_name = "CONTAINER:PATH|PATH|-")]
     pub destination: OsString,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn exec_arguments(words: &[&str]) -> Result<ExecArguments, clap::Error> {
+        let words = [&["coracle", "exec"], words].concat();
+        Cli::try_parse_from(words).map(|cli| match cli.command {
+            Command::Exec(arguments) => arguments,
+            _ => unreachable!("the words say exec"),
+        })
+    }
+
+    #[rstest]
+    #[case::known_letter(&["-u", "1000", "id"])]
+    #[case::known_option(&["--tty"])]
+    #[case::option_of_all_commands(&["--root", "/elsewhere"])]
+    #[case::help(&["sh", "--help"])]
+    #[case::dashes(&["--", "sh"])]
+    fn words_after_the_container_are_the_command_whatever_they_are(#[case] command: &[&str]) {
+        let arguments = exec_arguments(&[&["-i", "web"], command].concat()).unwrap();
+
+        assert_eq!(arguments.container_and_command().0, "web");
+        assert_eq!(arguments.container_and_command().1, command);
+        assert!(arguments.interactive && !arguments.tty && arguments.user.is_none());
+    }
+
+    #[rstest]
+    #[case::nothing(&[])]
+    #[case::no_command(&["web"])]
+    #[case::unknown_option(&["--nonsense", "web", "true"])]
+    fn bad_words_are_refused(#[case] words: &[&str]) {
+        assert!(exec_arguments(words).is_err());
+    }
 }

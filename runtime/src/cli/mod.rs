@@ -6,11 +6,13 @@ mod images;
 mod network;
 mod run;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use coracle_network::NetworkConfig;
 
 use crate::config::Config;
@@ -40,6 +42,36 @@ pub struct Cli {
     pub directories: Directories,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the words of a command line, the program's name first.
+    ///
+    /// # Errors
+    ///
+    /// What the parser has to say instead of it, whether that is wrong or was asked for.
+    pub fn read(words: &[OsString]) -> Result<Self, clap::Error> {
+        Self::try_parse_from(words).map_err(|error| match error.use_stderr() {
+            true => explained(words).unwrap_or(error),
+            false => error,
+        })
+    }
+}
+
+/// What is wrong with `words`. The parser's usage lines show an option that the environment stands for as one that is
+/// needed, and its tip for an option that there is none of has that taken for an image: neither is told.
+fn explained(words: &[OsString]) -> Option<clap::Error> {
+    let mut command = Cli::command();
+    command.build();
+    let command = command.mut_subcommands(|subcommand| {
+        let usage = subcommand.clone().render_usage().to_string();
+        subcommand.override_usage(usage.trim_start_matches("Usage:").trim_start().to_owned())
+    });
+    let mut error = command.try_get_matches_from(words).err()?;
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+    }
+    Some(error)
 }
 
 /// Where things are kept on the host.
@@ -175,9 +207,18 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use rstest::rstest;
 
     use super::*;
+
+    fn complaint(words: &[&str]) -> String {
+        let words: Vec<_> = ["coracle"]
+            .iter()
+            .chain(words)
+            .map(OsString::from)
+            .collect();
+        Cli::read(&words).unwrap_err().to_string()
+    }
 
     #[test]
     fn command_line_is_consistent() {
@@ -192,6 +233,31 @@ mod tests {
         let help = run.render_long_help().to_string();
 
         assert!(help.contains("The exit status is the container's own"));
+    }
+
+    #[rstest]
+    #[case::stop(&["--guest", "/g", "stop"], "coracle stop [OPTIONS] <CONTAINER>...")]
+    #[case::exec(&["exec", "--root", "/r"], "coracle exec [OPTIONS] <CONTAINER> <COMMAND>...")]
+    #[case::run(&["run", "--state", "/s"], "coracle run [OPTIONS] IMAGE [COMMAND]...\n       coracle run")]
+    fn usage_is_the_same_whatever_was_given(#[case] words: &[&str], #[case] usage: &str) {
+        let complaint = complaint(words);
+
+        assert!(
+            complaint.contains(&format!("Usage: {usage}")),
+            "{complaint}"
+        );
+    }
+
+    #[test]
+    fn nobody_is_told_to_name_an_image_like_an_option() {
+        let strange = complaint(&["run", "--read-only", "busybox"]);
+        let near = complaint(&["run", "--memroy", "512", "busybox"]);
+
+        assert!(
+            strange.contains("'--read-only'") && !strange.contains("tip"),
+            "{strange}"
+        );
+        assert!(near.contains("--memory"), "{near}");
     }
 
     #[test]

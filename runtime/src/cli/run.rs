@@ -33,17 +33,16 @@ use crate::container::Name;
   coracle run --rm --rootfs ./tree /bin/sh -c 'id; ls /'"
 )]
 pub struct RunArguments {
-    /// An image by its name in the store or a registry; or an OCI image layout or docker archive, a directory or a
-    /// .tar file, with `:TAG` if it holds several images
-    #[arg(required_unless_present = "rootfs", value_name = "IMAGE")]
-    pub first: Option<String>,
-    /// Command to run instead of the image's own
+    /// The image, and a command to run instead of its own: all that comes after the image. An image is called by its
+    /// name in the store or a registry; or it is an OCI image layout or docker archive, a directory or a .tar file, with
+    /// `:TAG` if it holds several images
+    // One argument, not two: the first word that is no option ends the options.
     #[arg(
+        required_unless_present = "rootfs",
         trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
+        value_names = ["IMAGE", "COMMAND"]
     )]
-    pub rest: Vec<String>,
+    pub words: Vec<String>,
     /// When to get the image from its registry; for images by name
     #[arg(
         long,
@@ -159,14 +158,11 @@ pub enum Origin<'a> {
 impl RunArguments {
     /// Tells the image from the command: with a tree of files there is no image to name first.
     pub fn origin_and_command(&self) -> (Origin<'_>, Vec<String>) {
-        let first = self.first.as_slice();
-        match &self.rootfs {
-            Some(rootfs) => (Origin::Rootfs(rootfs), [first, &self.rest].concat()),
+        match (&self.rootfs, self.words.split_first()) {
+            (Some(rootfs), _) => (Origin::Rootfs(rootfs), self.words.clone()),
+            (None, Some((image, command))) => (Origin::Image(image), command.to_vec()),
             // The parser asks for an image where there is no tree.
-            None => (
-                Origin::Image(self.first.as_deref().unwrap_or_default()),
-                self.rest.clone(),
-            ),
+            (None, None) => (Origin::Image(""), Vec::new()),
         }
     }
 
@@ -192,27 +188,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn words_after_the_image_are_the_command_even_with_dashes() {
-        let arguments = run_arguments(&["-w", "/tmp", "image", "sh", "-c", "-e", "--memory"]);
+    #[rstest]
+    #[case::letters(&["sh", "-c", "-e", "--memory"])]
+    #[case::known_option(&["--memory", "512", "echo"])]
+    #[case::known_letter(&["-d"])]
+    #[case::option_that_was_there_before(&["-w", "/"])]
+    #[case::option_of_all_commands(&["--root", "/elsewhere"])]
+    #[case::help(&["--help"])]
+    #[case::version(&["-V"])]
+    #[case::dashes(&["--", "sh"])]
+    fn words_after_the_image_are_the_command_whatever_they_are(#[case] command: &[&str]) {
+        let arguments = run_arguments(&[&["-w", "/tmp", "image"], command].concat());
 
-        let command = ["sh", "-c", "-e", "--memory"].map(String::from);
+        let command: Vec<_> = command.iter().copied().map(String::from).collect();
         assert_eq!(
             arguments.origin_and_command(),
-            (Origin::Image("image"), command.to_vec())
+            (Origin::Image("image"), command)
         );
         assert_eq!(arguments.workdir.as_deref(), Some("/tmp"));
+        assert!(!arguments.detach && arguments.memory.is_none());
     }
 
     #[test]
     fn with_a_rootfs_all_words_are_the_command() {
-        let arguments = run_arguments(&["--rootfs", "/tree", "sh", "-c", "true"]);
+        let arguments = run_arguments(&["--rootfs", "/tree", "sh", "-c", "true", "-d"]);
 
-        let command = ["sh", "-c", "true"].map(String::from);
+        let command = ["sh", "-c", "true", "-d"].map(String::from);
         assert_eq!(
             arguments.origin_and_command(),
             (Origin::Rootfs(Path::new("/tree")), command.to_vec())
         );
+        assert!(!arguments.detach);
+    }
+
+    #[test]
+    fn with_a_rootfs_there_need_be_no_word() {
+        let arguments = run_arguments(&["--rootfs", "/tree"]);
+
+        let origin = Origin::Rootfs(Path::new("/tree"));
+        assert_eq!(arguments.origin_and_command(), (origin, Vec::new()));
     }
 
     #[test]

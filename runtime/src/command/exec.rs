@@ -29,10 +29,11 @@ pub fn exec(directories: &Directories, arguments: &ExecArguments) -> Result<u8> 
         true => Keeper::start()?,
         false => None,
     };
-    let found = containers(directories).find(&arguments.container)?;
+    let (container, command) = arguments.container_and_command();
+    let found = containers(directories).find(container)?;
     let mut connection = connect(&found)?;
     let request = Request::Exec(Exec {
-        command: arguments.command.clone(),
+        command: command.to_vec(),
         env: with_values(&arguments.env)?,
         workdir: arguments.workdir.clone(),
         user: arguments.user.clone(),
