@@ -37,21 +37,31 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
-    /// The files of `directory`, each replaced by the one that was asked for by name.
+    /// The files of `directory`, each replaced by the one that was asked for by name. A kernel has the modules of its own
+    /// initial file system alone: of one that is named, the other is taken that is there for it.
     pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
         let small = directory.join(SMALL);
-        // A kernel that is named may need modules, which are in the other's initial file system.
-        let directory = match kernel.is_none() && small.join(KERNEL).exists() {
+        let is_in = |path: &Path, directory: &Path| path.parent() == Some(directory);
+        let beside = initramfs
+            .map(|named| named.with_file_name(KERNEL))
+            .filter(|beside| kernel.is_none() && beside.exists());
+        let is_small = match kernel.or(beside.as_deref()) {
+            // A kernel of the user's may need modules, which the small one's initial file system has none of.
+            Some(kernel) => is_in(kernel, &small),
+            None => small.join(KERNEL).exists(),
+        };
+        let installed = match is_small {
             true => small.as_path(),
             false => directory,
         };
-        let pick =
-            |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
-        let installed = directory.join(KERNEL);
+        let kernel = kernel
+            .map(Path::to_owned)
+            .or(beside)
+            .unwrap_or_else(|| installed.join(KERNEL));
         Self {
-            is_installed: kernel.is_none_or(|named| named == installed),
-            kernel: pick(kernel, KERNEL),
-            initramfs: pick(initramfs, INITRAMFS),
+            is_installed: kernel == installed.join(KERNEL),
+            kernel,
+            initramfs: initramfs.map_or_else(|| installed.join(INITRAMFS), Path::to_owned),
         }
     }
 
@@ -85,27 +95,26 @@ impl GuestFiles {
 
     /// Opens the kernel for reading.
     pub fn open_kernel(&self) -> Result<File> {
-        open("guest kernel", "--kernel", &self.kernel)
+        open("guest kernel", &self.kernel)
     }
 
     /// Opens the initial file system for reading.
     pub fn open_initramfs(&self) -> Result<File> {
-        open("guest initial file system", "--initrd", &self.initramfs)
+        open("guest initial file system", &self.initramfs)
     }
 }
 
-fn open(what: &str, option: &str, path: &Path) -> Result<File> {
+/// Why a file may not be there, and what to do.
+const REMEDY: &str = "make guest builds what guests start from; --guest or CORACLE_GUEST names the directory that holds \
+    it, --kernel and --initrd name files";
+
+fn open(what: &str, path: &Path) -> Result<File> {
     // A FIFO would otherwise be waited for.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .with_context(|| {
-            format!(
-                "cannot open the {what} {} (name another with {option})",
-                path.display()
-            )
-        })?;
+        .with_context(|| format!("cannot open the {what} {} ({REMEDY})", path.display()))?;
     ensure!(
         file.metadata().is_ok_and(|metadata| metadata.is_file()),
         "the {what} {} is not a regular file",
@@ -157,6 +166,48 @@ mod tests {
         assert_eq!(with.kernel, path("small/vmlinux"));
         assert_eq!(with.initramfs, path("small/initramfs.cpio"));
         assert_eq!(named.initramfs, path("initramfs.cpio"));
+    }
+
+    #[test]
+    fn kernel_and_initial_file_system_of_one_another_are_taken() {
+        let [directory, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let path = |name: &str| directory.path().join(name);
+        std::fs::create_dir_all(path("small")).unwrap();
+        for kernel in [
+            path("vmlinux"),
+            path("small/vmlinux"),
+            other.path().join("vmlinux"),
+        ] {
+            std::fs::write(kernel, "").unwrap();
+        }
+        let of_initrd = |initrd: &Path| GuestFiles::find(directory.path(), None, Some(initrd));
+
+        let stock = of_initrd(&path("initramfs.cpio"));
+        let small = of_initrd(&path("small/initramfs.cpio"));
+        let theirs = of_initrd(&other.path().join("initramfs.cpio"));
+        let alone = of_initrd(Path::new("/nonexistent/initramfs.cpio"));
+        let of_small = GuestFiles::find(directory.path(), Some(&path("small/vmlinux")), None);
+
+        assert!(stock.kernel == path("vmlinux") && stock.is_installed);
+        assert!(small.kernel == path("small/vmlinux") && small.is_installed);
+        assert!(theirs.kernel == other.path().join("vmlinux") && !theirs.is_installed);
+        assert!(alone.kernel == path("small/vmlinux") && alone.is_installed);
+        assert_eq!(alone.initramfs, Path::new("/nonexistent/initramfs.cpio"));
+        assert!(of_small.initramfs == path("small/initramfs.cpio") && of_small.is_installed);
+    }
+
+    #[test]
+    fn who_has_no_guest_is_told_how_to_get_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = GuestFiles::find(directory.path(), None, None);
+
+        for error in [files.open_kernel(), files.open_initramfs()] {
+            let told = error.unwrap_err().to_string();
+            assert!(
+                told.contains("make guest") && told.contains("CORACLE_GUEST"),
+                "{told}"
+            );
+        }
     }
 
     #[test]

@@ -97,7 +97,8 @@ pub struct Directories {
         global = true
     )]
     pub state: PathBuf,
-    /// Directory of the guest's kernel (`vmlinux`) and initial file system (`initramfs.cpio`)
+    /// Directory of the guest's kernel (`vmlinux`) and initial file system (`initramfs.cpio`); those of a small kernel,
+    /// in `small` there, are taken first
     #[arg(
         long,
         value_name = "DIR",
