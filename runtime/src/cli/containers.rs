@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::whole_seconds;
+use super::{whole_number, whole_seconds};
 
 /// List containers.
 #[derive(Debug, Args)]
@@ -74,7 +74,7 @@ pub struct LogsArguments {
     #[arg(short, long)]
     pub timestamps: bool,
     /// Show no more than the last lines
-    #[arg(short = 'n', long, value_name = "LINES")]
+    #[arg(short = 'n', long, value_name = "LINES", value_parser = whole_number::<usize>)]
     pub tail: Option<usize>,
     /// Show what the processes that run a container in the background had to say themselves, instead
     #[arg(long, conflicts_with_all = ["follow", "timestamps", "tail"])]

@@ -206,6 +206,11 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
         .map_err(|_| format!("'{text}' is not a whole number of seconds"))
 }
 
+fn whole_number<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    text.parse()
+        .map_err(|_| "it is not a whole number, or too large a one".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

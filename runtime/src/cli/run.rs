@@ -115,11 +115,12 @@ pub struct RunArguments {
     #[command(flatten)]
     pub network: NetworkArguments,
 
-    /// Memory of the virtual machine, in MiB, 96 at least [default: 256, unless the configuration says otherwise]
-    #[arg(long, value_name = "MIB", help_heading = "Machine")]
+    /// Memory of the virtual machine, in MiB, 96 at least; or in GiB, as 2g [default: 256, unless the configuration says
+    /// otherwise]
+    #[arg(long, value_name = "MIB", value_parser = mebibytes, help_heading = "Machine")]
     pub memory: Option<u64>,
     /// Virtual CPUs, 1 to 32 [default: 1, unless the configuration says otherwise]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Machine")]
     pub cpus: Option<u8>,
     /// Guest kernel: a bzImage, or an uncompressed vmlinux with a PVH entry. It has the modules of its initial file
     /// system alone [default: vmlinux beside --initrd, if it is there, or small/vmlinux of the guest directory, if that is
@@ -172,6 +173,26 @@ impl RunArguments {
     pub fn is_logged(&self) -> bool {
         self.detach || !self.remove
     }
+}
+
+/// A size in MiB, whose unit may be written out, or be GiB.
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['g', 'G']) {
+        Some(number) => (number, 1024),
+        None => (text.strip_suffix(['m', 'M']).unwrap_or(text), 1),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or_else(|| "it is not a size in MiB, as 512 or 512m, or in GiB, as 2g".to_owned())
+}
+
+fn cpus(text: &str) -> Result<u8, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| (1..=32).contains(number))
+        .ok_or_else(|| "it is not a whole number from 1 to 32".to_owned())
 }
 
 #[cfg(test)]
@@ -236,6 +257,34 @@ mod tests {
         let arguments = run_arguments(&["-it", "image"]);
 
         assert!(arguments.interactive && arguments.tty && !arguments.detach);
+    }
+
+    #[rstest]
+    #[case::plain("512", 512)]
+    #[case::unit("512m", 512)]
+    #[case::large_letter("512M", 512)]
+    #[case::larger_unit("2g", 2048)]
+    fn memory_is_in_mebibytes(#[case] text: &str, #[case] expected: u64) {
+        assert_eq!(
+            run_arguments(&["--memory", text, "image"]).memory,
+            Some(expected)
+        );
+    }
+
+    #[rstest]
+    #[case::word("--memory", "much", "a size in MiB, as 512 or 512m, or in GiB, as 2g")]
+    #[case::bytes("--memory", "268435456b", "a size in MiB")]
+    #[case::less_than_nothing("--memory", "-5", "a size in MiB")]
+    #[case::fraction("--memory", "1.5g", "a size in MiB")]
+    #[case::too_large("--memory", "18446744073709551615g", "a size in MiB")]
+    #[case::part_of_a_cpu("--cpus", "1.5", "a whole number from 1 to 32")]
+    #[case::no_cpu("--cpus", "0", "a whole number from 1 to 32")]
+    #[case::part_of_a_second("--boot-timeout", "1.5", "a whole number of seconds above 0")]
+    fn what_is_expected_is_said(#[case] option: &str, #[case] value: &str, #[case] says: &str) {
+        let error = Cli::try_parse_from(["coracle", "run", &format!("{option}={value}"), "image"]);
+
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&format!("is not {says}")), "{error}");
     }
 
     #[rstest]

@@ -30,7 +30,7 @@ pub struct File {
 #[serde(default)]
 struct RunKeys {
     memory: u64,
-    cpus: u8,
+    cpus: u32,
     boot_timeout: u32,
     network: Vec<String>,
 }
@@ -131,17 +131,29 @@ impl File {
     /// What the keys mean, for a host whose things are kept at `root`.
     pub fn config(self, root: &Path) -> Result<Config> {
         let run = self.run;
-        ensure!(
-            (1..=32).contains(&run.cpus),
-            "run.cpus is {}, and should be 1 to 32",
-            run.cpus
-        );
+        let cpus = u8::try_from(run.cpus)
+            .ok()
+            .filter(|cpus| (1..=32).contains(cpus))
+            .with_context(|| format!("run.cpus is {}, and should be 1 to 32", run.cpus))?;
         ensure!(
             (MINIMUM_MEMORY_MIB..=MAXIMUM_MEMORY_MIB).contains(&run.memory),
             "run.memory is {} MiB, and should be {MINIMUM_MEMORY_MIB} to {MAXIMUM_MEMORY_MIB}",
             run.memory
         );
-        ensure!(run.boot_timeout > 0, "run.boot_timeout is 0 s");
+        for (key, unit, value) in [
+            ("run.boot_timeout", " s", u64::from(run.boot_timeout)),
+            ("registry.tries", "", self.registry.tries.into()),
+            ("log.limit", " MiB", self.log.limit.into()),
+            ("image.limit", " GiB", self.image.limit.into()),
+            ("image.entries", "", self.image.entries),
+            (
+                "network.cni_deadline",
+                " s",
+                self.network.cni_deadline.into(),
+            ),
+        ] {
+            ensure!(value > 0, "{key} is 0{unit}, and should be 1 or more");
+        }
         let network: Vec<_> = run
             .network
             .iter()
@@ -158,14 +170,6 @@ impl File {
                 let parallel = self.registry.parallel;
                 format!("registry.parallel is {parallel}, and should be 1 to {MAXIMUM_PARALLEL}")
             })?;
-        ensure!(
-            self.registry.tries > 0,
-            "registry.tries is 0, and should be 1 or more"
-        );
-        ensure!(self.log.limit > 0, "log.limit is 0 MiB");
-        ensure!(self.image.limit > 0, "image.limit is 0 GiB");
-        ensure!(self.image.entries > 0, "image.entries is 0");
-        ensure!(self.network.cni_deadline > 0, "network.cni_deadline is 0 s");
         let mut registry = RegistryOptions::from_environment();
         registry.insecure = self.registry.insecure;
         registry.parallel = parallel;
@@ -176,7 +180,7 @@ impl File {
         Ok(Config {
             run: Run {
                 memory_mib: run.memory,
-                cpus: run.cpus,
+                cpus,
                 boot_timeout: Duration::from_secs(run.boot_timeout.into()),
                 network,
             },

@@ -5,14 +5,14 @@
 //! out. What the command line says goes before it.
 
 mod file;
-mod unknown;
+mod keys;
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use coracle_network::{Network, NetworkConfig};
 use coracle_oci::layer::Options as UnpackOptions;
 use coracle_registry::Options as RegistryOptions;
@@ -58,13 +58,18 @@ impl Config {
     }
 
     fn parse(text: &str, root: &Path) -> Result<Self> {
-        let table: toml::Table = text.parse()?;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| anyhow!(error.to_string().trim_end().to_owned()))?;
         if !table.is_empty()
-            && let Some(complaint) = unknown::first(&table, &File::known()?)
+            && let Some(complaint) = keys::complaint(&table, &File::known()?)
         {
             bail!(complaint);
         }
-        let file: File = table.try_into()?;
+        // By now that is a number too large for its key.
+        let file: File = table
+            .try_into()
+            .map_err(|error| anyhow!(error.to_string().trim_end().replace('\n', " ")))?;
         file.config(root)
     }
 }
@@ -143,16 +148,52 @@ mod tests {
         "[registry]\nparallel = 1000000",
         "registry.parallel is 1000000, and should be 1 to 64"
     )]
-    #[case::no_image("[image]\nlimit = 0", "image.limit is 0 GiB")]
-    #[case::no_entries("[image]\nentries = 0", "image.entries is 0")]
-    #[case::no_time("[network]\ncni_deadline = 0", "network.cni_deadline is 0 s")]
+    #[case::no_image("[image]\nlimit = 0", "image.limit is 0 GiB, and should be 1 or more")]
+    #[case::no_entries("[image]\nentries = 0", "image.entries is 0, and should be 1 or more")]
+    #[case::no_time(
+        "[network]\ncni_deadline = 0",
+        "network.cni_deadline is 0 s, and should be 1 or more"
+    )]
     #[case::network("[run]\nnetwork = [\"a/b\"]", "run.network")]
-    #[case::kind("[run]\nmemory = \"much\"", "memory")]
+    #[case::start(
+        "[run]\nboot_timeout = 0",
+        "run.boot_timeout is 0 s, and should be 1 or more"
+    )]
+    #[case::no_log("[log]\nlimit = 0", "log.limit is 0 MiB, and should be 1 or more")]
+    #[case::text_for_a_number(
+        "[run]\nmemory = \"512\"",
+        "run.memory is \"512\", and should be a whole number, as 256"
+    )]
+    #[case::less_than_nothing("[run]\nmemory = -5", "run.memory is -5, and should be a whole")]
+    #[case::too_many_cpus("[run]\ncpus = 300", "run.cpus is 300, and should be 1 to 32")]
+    #[case::too_large("[log]\nlimit = 99999999999", "in `log.limit`")]
+    #[case::text_for_a_list(
+        "[run]\nnetwork = \"none\"",
+        "run.network is \"none\", and should be a list, as [\"host-nat\"]"
+    )]
+    #[case::list_of_numbers(
+        "[registry]\ninsecure = [1]",
+        "registry.insecure is [1], and should be a list"
+    )]
+    #[case::number_for_a_choice(
+        "[network]\nisolate = 1",
+        "network.isolate is 1, and should be true or false"
+    )]
+    #[case::number_for_a_text("[network]\nipv4 = 10", "should be a text in quotes, as \"auto\"")]
+    #[case::no_section("run = 3", "run is 3, and should be a section, [run]")]
+    #[case::key_without_its_section("memory = 5", "there is no key memory; is run.memory meant?")]
+    #[case::key_of_two_sections("limit = 5", "is image.limit or log.limit meant?")]
+    #[case::key_of_another_section(
+        "[log]\nmemory = 5",
+        "there is no key log.memory; is run.memory meant?"
+    )]
     #[case::syntax("[run", "expected")]
     fn broken_file_is_refused(#[case] text: &str, #[case] expected: &str) {
         let error = parse(text).unwrap_err();
 
-        assert!(format!("{error:#}").contains(expected), "{error:#}");
+        let error = format!("{error:#}");
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.ends_with('\n'), "{error}");
     }
 
     #[test]

@@ -20,10 +20,8 @@ use crate::{signal_names, terminal};
 pub fn check(arguments: &RunArguments, config: &Config) -> Result<()> {
     network::check(&arguments.network, config)?;
     let mut overrides = overrides(arguments, None)?;
-    if overrides.command.is_empty() {
-        // The image may have one.
-        overrides.command.push("true".to_owned());
-    }
+    // The image may have one, which what is given is told to.
+    overrides.command.insert(0, "true".to_owned());
     let nowhere = Path::new("/");
     let rehearsed = SandboxPlan::new(plan::Request {
         id: "rehearsal",

@@ -83,8 +83,11 @@ pub struct Container<'c> {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SpecError {
     /// Nothing to run.
-    #[error("the image names no command to run, and none was given")]
+    #[error("there is no command to run: none was given, and there is no image that names one")]
     NoCommand,
+    /// A command without a name.
+    #[error("the name of the command to run is empty")]
+    EmptyCommand,
     /// A variable without a name or value.
     #[error("environment variable `{0}` is not of the form NAME=VALUE")]
     Environment(String),
@@ -191,6 +194,24 @@ mod tests {
             build_with(ContainerConfig::default(), &Overrides::default()),
             Err(SpecError::NoCommand)
         );
+    }
+
+    #[test]
+    fn empty_word_is_a_commands_argument_and_no_command() {
+        let overrides = Overrides {
+            command: vec![String::new()],
+            ..Overrides::default()
+        };
+        let program = ContainerConfig {
+            entrypoint: vec!["/bin/echo".to_owned()],
+            ..ContainerConfig::default()
+        };
+
+        let alone = build_with(ContainerConfig::default(), &overrides);
+        let behind = build_with(program, &overrides);
+
+        assert_eq!(alone, Err(SpecError::EmptyCommand));
+        assert!(behind.is_ok());
     }
 
     #[rstest]

@@ -69,10 +69,7 @@ pub fn exec(
     overrides: &Overrides,
     user: Option<&User>,
 ) -> Result<Process, SpecError> {
-    if overrides.command.is_empty() {
-        return Err(SpecError::NoCommand);
-    }
-    require_no_nul("the command line", &overrides.command)?;
+    check_arguments(&overrides.command)?;
     let inherited = first.env().iter().flatten().cloned();
     let terminal = overrides.terminal.map(|_| TERMINAL_KIND.to_owned());
     let home = user.map(|user| format!("HOME={}", user.home));
@@ -103,11 +100,16 @@ fn arguments(config: &ContainerConfig, overrides: &Overrides) -> Result<Vec<Stri
         &overrides.command
     };
     let arguments: Vec<String> = config.entrypoint.iter().chain(command).cloned().collect();
-    if arguments.is_empty() {
-        return Err(SpecError::NoCommand);
-    }
-    require_no_nul("the command line", &arguments)?;
+    check_arguments(&arguments)?;
     Ok(arguments)
+}
+
+fn check_arguments(arguments: &[String]) -> Result<(), SpecError> {
+    let program = arguments.first().ok_or(SpecError::NoCommand)?;
+    if program.is_empty() {
+        return Err(SpecError::EmptyCommand);
+    }
+    require_no_nul("the command line", arguments)
 }
 
 /// Defaults, then the image's, then the user's: of a name, the last value counts, at the place of
@@ -483,5 +485,17 @@ mod tests {
         let error = exec(&first_process(), &wishes(""), None);
 
         assert_eq!(error, Err(SpecError::NoCommand));
+    }
+
+    #[test]
+    fn nameless_command_is_not_executed() {
+        let nameless = Overrides {
+            command: vec![String::new(), "word".to_owned()],
+            ..Overrides::default()
+        };
+
+        let error = exec(&first_process(), &nameless, None);
+
+        assert_eq!(error, Err(SpecError::EmptyCommand));
     }
 }
