@@ -129,6 +129,31 @@ fn ordinary_user_is_not_told_that_there_are_no_containers() {
 }
 
 #[test]
+fn ordinary_user_is_told_whose_the_images_are() {
+    let host = host();
+    let program = host.path().join("coracle");
+    let copied = Command::new("cp")
+        .args([CORACLE.as_ref(), program.as_path()])
+        .status();
+    assert!(copied.unwrap().success());
+    fs::create_dir(host.path().join("root/images")).unwrap();
+    for path in ["", "root"] {
+        fs::set_permissions(host.path().join(path), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    let listed = command(&host, &program)
+        .arg("images")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+
+    assert_eq!(listed.status.code(), Some(125));
+    let said = String::from_utf8(listed.stderr).unwrap();
+    assert!(said.contains("belongs to root; run this as root"), "{said}");
+}
+
+#[test]
 fn check_goes_by_the_configuration_file() {
     let host = host();
     fs::write(

@@ -26,7 +26,7 @@ pub enum OwnDirectoryError {
         source: io::Error,
     },
     /// It is another user's.
-    #[error("the directory {} belongs to user {owner}; give it to the user that runs this program", .path.display())]
+    #[error("the directory {} belongs to {user}; run this as {user}, or give the directory to the user that runs this", .path.display(), user = user(*.owner))]
     Foreign {
         /// Its path.
         path: PathBuf,
@@ -41,6 +41,13 @@ pub enum OwnDirectoryError {
         /// Its permission bits.
         mode: u32,
     },
+}
+
+fn user(id: u32) -> String {
+    match id {
+        0 => "root".to_owned(),
+        id => format!("user {id}"),
+    }
 }
 
 /// Makes a directory, and those above it, for their owner alone where they are missing; one that is there has to belong

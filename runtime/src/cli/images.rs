@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use coracle_oci::image::{Name, PathReference};
+use coracle_oci::image::{Name, NameError, PathReference};
 use coracle_registry::credentials::Secret;
 
 /// When `coracle run` pulls its image.
@@ -62,7 +62,7 @@ pub struct PullArguments {
     #[arg(long)]
     pub insecure: bool,
     /// The image: [REGISTRY/]REPOSITORY[:TAG][@DIGEST]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = pulled_name)]
     pub name: Name,
 }
 
@@ -102,6 +102,16 @@ pub struct LoadArguments {
     pub name: Option<Name>,
 }
 
+fn pulled_name(text: &str) -> Result<Name, String> {
+    text.parse()
+        .map_err(|error: NameError| match text.starts_with(['/', '.']) {
+            true => {
+                "it is a path; coracle load puts an image that is there into the store".to_owned()
+            }
+            false => error.to_string(),
+        })
+}
+
 fn path_reference(text: &str) -> Result<PathReference, String> {
     PathReference::parse(text).map_err(|error| error.to_string())
 }
@@ -131,6 +141,14 @@ mod tests {
 
         assert_eq!(login.user, user);
         assert_eq!(login.password, password.map(Secret::from));
+    }
+
+    #[rstest]
+    #[case::beside_us("./busybox")]
+    #[case::anywhere("/images/busybox.tar")]
+    fn path_is_not_pulled_but_loaded(#[case] path: &str) {
+        assert!(pulled_name(path).unwrap_err().contains("coracle load"));
+        assert!(pulled_name("busybox").is_ok());
     }
 
     #[rstest]

@@ -34,8 +34,8 @@ use crate::container::Name;
 )]
 pub struct RunArguments {
     /// The image, and a command to run instead of its own: all that comes after the image. An image is called by its
-    /// name in the store or a registry; or it is an OCI image layout or docker archive, a directory or a .tar file, with
-    /// `:TAG` if it holds several images
+    /// name in the store or a registry; or it is an OCI image layout or docker archive, a directory or a .tar file, whose
+    /// path begins with `/` or `.`, with `:TAG` if it holds several images
     // One argument, not two: the first word that is no option ends the options.
     #[arg(
         required_unless_present = "rootfs",

@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use coracle_oci::image::{ImageConfig, Name, Reference, Source};
+use anyhow::{Context, Error, Result, ensure};
+use coracle_oci::image::{ImageConfig, Name, PathReference, Reference, Source};
 use coracle_oci::spec::{self, Overrides};
 use coracle_oci::store::{Found, Lease, Store};
 use coracle_oci::user::{self, User};
@@ -32,23 +32,25 @@ impl Tree {
         }
     }
 
-    fn of_image(root: &Path, config: &Config, name: &str, pull: Pull) -> Result<Self> {
+    fn of_image(root: &Path, config: &Config, text: &str, pull: Pull) -> Result<Self> {
         let store = Store::open(root)?;
         // The blobs of an image of the store stay while it is unpacked.
-        let (source, image, _blobs) = match Reference::parse(name)? {
-            Reference::Path(reference) => {
-                let source = Source::open(&reference.path)?;
-                let image = source.image(reference.tag.as_deref())?;
-                (source, image, None)
-            }
-            Reference::Name(name) => {
-                let found = in_store(&store, config, &name, pull)?;
-                (found.source, found.stored.image?, Some(found.lease))
-            }
-        };
+        let (source, image, _blobs) =
+            match Reference::parse(text).map_err(|error| missed(error.into(), text))? {
+                Reference::Path(reference) => {
+                    let source = Source::open(&reference.path)?;
+                    let image = source.image(reference.tag.as_deref())?;
+                    (source, image, None)
+                }
+                Reference::Name(name) => {
+                    let found = in_store(&store, config, &name, pull)
+                        .map_err(|error| missed(error, text))?;
+                    (found.source, found.stored.image?, Some(found.lease))
+                }
+            };
         let rootfs = store
             .unpacked(&source, &image, config.unpack, Some(&Unpacking::new()))
-            .with_context(|| format!("cannot unpack the image {name}"))?;
+            .with_context(|| format!("cannot unpack the image {text}"))?;
         Ok(Self {
             path: rootfs.path,
             config: image.config,
@@ -91,6 +93,18 @@ impl Tree {
     }
 }
 
+/// Why an image was not found by `text`, which may have been meant for what this directory has of that name.
+fn missed(error: Error, text: &str) -> Error {
+    let here = format!("./{text}");
+    let is_name = !text.is_empty() && !text.starts_with(['/', '.']);
+    match PathReference::parse(&here) {
+        Ok(reference) if is_name && reference.path.exists() => error.context(format!(
+            "cannot find the image {text} (for what is in this directory, write {here})"
+        )),
+        _ => error,
+    }
+}
+
 /// The image of this name, pulled where the user wants that.
 fn in_store(store: &Store, config: &Config, name: &Name, pull: Pull) -> Result<Found> {
     let found = match pull {
@@ -116,7 +130,19 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
+    use anyhow::anyhow;
+
     use super::*;
+
+    #[test]
+    fn image_in_this_directory_may_be_meant_by_a_name() {
+        // Where tests are run.
+        let here = missed(anyhow!("no"), "Cargo.toml:latest").to_string();
+        let elsewhere = missed(anyhow!("no"), "nosuch").to_string();
+
+        assert!(here.ends_with("write ./Cargo.toml:latest)"), "{here}");
+        assert_eq!(elsewhere, "no");
+    }
 
     #[test]
     fn directory_whose_name_is_no_text_is_refused() {
