@@ -154,6 +154,16 @@ fn ordinary_user_is_told_whose_the_images_are() {
 }
 
 #[test]
+fn dump_goes_to_no_stream() {
+    let host = host();
+
+    let dumped = coracle(&host, &["dump", "web", "-"], Stdio::piped());
+
+    let said = String::from_utf8(dumped.stderr).unwrap();
+    assert!(said.contains("not to standard output"), "{said}");
+}
+
+#[test]
 fn check_goes_by_the_configuration_file() {
     let host = host();
     fs::write(

@@ -97,6 +97,8 @@ pub struct StopArguments {
 }
 
 /// Send a signal to containers.
+///
+/// It goes to the first process, which is PID 1: the kernel drops it if that has no handler for it, KILL excepted.
 #[derive(Debug, Args)]
 pub struct KillArguments {
     /// The signal: a name such as TERM, or a number
@@ -153,7 +155,8 @@ pub struct DumpArguments {
 
 /// Attach to the console of a container's guest: what its kernel and its agent say.
 ///
-/// What is typed goes to the guest. Ctrl-] leaves.
+/// What is kept of what it has said comes first; a kernel that is well, and its agent, say next to nothing. What is typed
+/// goes to the guest. Ctrl-] leaves.
 #[derive(Debug, Args)]
 pub struct ConsoleArguments {
     /// The container: its name, its id or the beginning of that

@@ -20,8 +20,9 @@ use crate::container::Name;
 /// Once its command has run, a container stays after its end, for its log, its files and what it
 /// was, until it is removed by `coracle rm`, or at once with --rm.
 ///
-/// Signals go to the container, those excepted that coracle was started to ignore (nohup). While the container starts
-/// they end the run.
+/// Signals go to the container, those excepted that coracle was started to ignore (nohup). Its first process is PID 1:
+/// the kernel drops those that it has no handler for, such as Ctrl-C of `sleep`, and `coracle stop` from another
+/// terminal ends it. While the container starts they end the run.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       coracle run [OPTIONS] --rootfs DIR [COMMAND]...",

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 use rustix::io::Errno;
 
@@ -17,6 +17,11 @@ use crate::control::Request;
 
 /// Writes the memory and registers of a container's guest to a file.
 pub fn dump(directories: &Directories, arguments: &DumpArguments) -> Result<u8> {
+    // It is written to here and there, as no stream can be.
+    ensure!(
+        arguments.file != Path::new("-"),
+        "a dump goes to a file, not to standard output (./- is a file of that name)"
+    );
     let found = containers(directories).find(&arguments.container)?;
     let cannot_make = || format!("cannot make {}", arguments.file.display());
     let core = NewFile::make(&arguments.file).with_context(cannot_make)?;

@@ -46,7 +46,9 @@ fn hosts(name: &str, attachment: Option<&Attachment>) -> String {
 
 /// Makes the file `name` of the tree's `/etc`, in the place of what is there.
 fn put(root: &Path, name: &str, text: &str) -> Result<()> {
-    let what = || format!("cannot write /etc/{name} of the container");
+    let what = || {
+        format!("cannot write /etc/{name} into the container's layer on this host, below --root")
+    };
     let root = File::open(root).with_context(what)?;
     let etc = openat2(
         &root,
@@ -126,7 +128,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&empty).unwrap(), "mine");
         assert_eq!(
             error.to_string(),
-            "cannot write /etc/hostname of the container: it is a directory with files in it"
+            "cannot write /etc/hostname into the container's layer on this host, below --root: it is a directory with files in it"
         );
     }
 

@@ -45,6 +45,12 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(&path) => {
                 fs::remove_file(&path).and_then(|()| make())
             }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Err(io::Error::other(match is_socket(&path) {
+                    true => "somebody listens there",
+                    false => "there is a file, and it is no socket",
+                }))
+            }
             made => made,
         }
         .with_context(what)?;
@@ -80,14 +86,17 @@ impl Drop for Socket {
 /// Whether a socket is there that nobody has open. It is not connected to, which would stop another machine's guest: a
 /// socket of another kind is told that there is one of this, or none.
 fn is_dead(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let refused = |path: PathBuf| {
         let kind = SocketType::DGRAM;
         let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let connected = connect(&socket, &SocketAddrUnix::new(path)?);
         Ok(connected == Err(Errno::CONNREFUSED))
     };
-    is_socket && through_descriptor(path, refused).unwrap_or(false)
+    is_socket(path) && through_descriptor(path, refused).unwrap_or(false)
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 #[cfg(test)]
@@ -106,8 +115,9 @@ mod tests {
         let alive = Socket::bind(&socket).unwrap();
 
         UnixStream::connect(&socket).unwrap();
-        assert!(Socket::bind(&socket).is_err(), "somebody listens");
-        assert!(Socket::bind(&file).is_err());
+        let refused = |path| format!("{:#}", Socket::bind(path).err().unwrap());
+        assert!(refused(&socket).ends_with("gdb: somebody listens there"));
+        assert!(refused(&file).ends_with("file: there is a file, and it is no socket"));
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
         drop(alive);
     }

@@ -19,13 +19,18 @@ pub struct Interrupted(pub i32);
 
 /// The time for a wait is over.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest did not answer within {0} s")]
-pub struct TimedOut(u64);
+#[error("the guest did not answer within {seconds} s{remedy}")]
+pub struct TimedOut {
+    seconds: u64,
+    remedy: &'static str,
+}
 
 /// What all waits for one guest have in common.
 pub struct Patience {
     /// The time for the present wait, and its end; nothing where it may take any time.
     limit: Option<(Duration, Instant)>,
+    /// What gives the present wait more time.
+    remedy: &'static str,
     signals: Forwarding,
 }
 
@@ -34,6 +39,7 @@ impl Patience {
     pub fn new(timeout: Option<Duration>, signals: Forwarding) -> Self {
         Self {
             limit: timeout.map(until),
+            remedy: " (--boot-timeout gives it more)",
             signals,
         }
     }
@@ -41,6 +47,7 @@ impl Patience {
     /// The guest has done what it was waited for; it has `timeout` for what is next, if there is a limit at all.
     pub fn renew(&mut self, timeout: Duration) {
         self.limit = self.limit.map(|_| until(timeout));
+        self.remedy = "";
     }
 
     /// The signals that have not ended a wait.
@@ -72,7 +79,11 @@ impl Patience {
                 .limit
                 .map(|(_, end)| end.saturating_duration_since(Instant::now()));
             if let (Some((timeout, _)), Some(Duration::ZERO)) = (self.limit, left) {
-                return Err(TimedOut(timeout.as_secs()).into());
+                return Err(TimedOut {
+                    seconds: timeout.as_secs(),
+                    remedy: self.remedy,
+                }
+                .into());
             }
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             let signals = self.signals.as_fd();
@@ -158,6 +169,17 @@ mod tests {
     }
 
     #[test]
+    fn option_of_the_start_is_named_for_the_start_alone() {
+        let (_guest, host) = UnixStream::pair().unwrap();
+        let mut patience = patience(Duration::from_secs(60));
+        patience.renew(Duration::ZERO);
+
+        let error = patience.wait(host.as_fd(), None).unwrap_err();
+
+        assert_eq!(error.to_string(), "the guest did not answer within 0 s");
+    }
+
+    #[test]
     fn line_is_read_and_nothing_after_it() {
         let (mut guest, host) = UnixStream::pair().unwrap();
         let (_alive, gone) = UnixStream::pair().unwrap();
@@ -187,7 +209,10 @@ mod tests {
             .read_line(&host, gone.as_fd(), 4096)
             .unwrap_err();
 
-        assert_eq!(error.to_string(), "the guest did not answer within 1 s");
+        assert_eq!(
+            error.to_string(),
+            "the guest did not answer within 1 s (--boot-timeout gives it more)"
+        );
         drop(host);
         dribbler.join().unwrap();
     }
