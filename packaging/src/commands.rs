@@ -199,10 +199,10 @@ fn term(argument: &Arg) -> Vec<Inline> {
         term.push(bold(format!("--{long}")));
     }
     if argument.is_positional() || argument.get_action().takes_values() {
-        if !term.is_empty() {
-            term.push(roman(" "));
-        }
         for name in argument.get_value_names().unwrap_or_default() {
+            if !term.is_empty() {
+                term.push(roman(" "));
+            }
             term.extend(words(name));
         }
     }
@@ -245,6 +245,21 @@ fn lower(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_one_argument_are_parted() {
+        let argument = Arg::new("words")
+            .num_args(2..)
+            .value_names(["IMAGE", "COMMAND"]);
+        let mut command = Command::new("it").arg(argument);
+        command.build();
+        let mut page = Page::new("it", 1, MANUAL, "it");
+
+        options(&mut page, &command);
+
+        let text = String::from_utf8(page.render("2026-01-01").unwrap()).unwrap();
+        assert!(text.contains("\\fIIMAGE\\fR \\fICOMMAND\\fR"), "{text}");
+    }
 
     #[test]
     fn notes_go_on_in_indented_lines() {
