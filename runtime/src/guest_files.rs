@@ -37,31 +37,23 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
-    /// The files of `directory`, each replaced by the one that was asked for by name. A kernel has the modules of its own
-    /// initial file system alone: of one that is named, the other is taken that is there for it.
+    /// The files of `directory`: those of its small kernel, if there is one and neither file is asked for by name; or else
+    /// its own, each replaced by the one that is. (A kernel that is named may need modules, and an initial file system
+    /// that is named may have them: the small one knows of none.)
     pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
         let small = directory.join(SMALL);
-        let is_in = |path: &Path, directory: &Path| path.parent() == Some(directory);
-        let beside = initramfs
-            .map(|named| named.with_file_name(KERNEL))
-            .filter(|beside| kernel.is_none() && beside.exists());
-        let is_small = match kernel.or(beside.as_deref()) {
-            // A kernel of the user's may need modules, which the small one's initial file system has none of.
-            Some(kernel) => is_in(kernel, &small),
-            None => small.join(KERNEL).exists(),
-        };
-        let installed = match is_small {
+        let is_named = kernel.is_some() || initramfs.is_some();
+        let directory = match !is_named && small.join(KERNEL).exists() {
             true => small.as_path(),
             false => directory,
         };
-        let kernel = kernel
-            .map(Path::to_owned)
-            .or(beside)
-            .unwrap_or_else(|| installed.join(KERNEL));
+        let pick =
+            |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
+        let installed = directory.join(KERNEL);
         Self {
-            is_installed: kernel == installed.join(KERNEL),
-            kernel,
-            initramfs: initramfs.map_or_else(|| installed.join(INITRAMFS), Path::to_owned),
+            is_installed: kernel.is_none_or(|named| named == installed),
+            kernel: pick(kernel, KERNEL),
+            initramfs: pick(initramfs, INITRAMFS),
         }
     }
 
@@ -169,31 +161,20 @@ mod tests {
     }
 
     #[test]
-    fn kernel_and_initial_file_system_of_one_another_are_taken() {
-        let [directory, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    fn initial_file_system_that_is_named_goes_with_the_kernel_that_has_modules() {
+        let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::create_dir_all(path("small")).unwrap();
-        for kernel in [
-            path("vmlinux"),
-            path("small/vmlinux"),
-            other.path().join("vmlinux"),
-        ] {
-            std::fs::write(kernel, "").unwrap();
+        for kernel in ["vmlinux", "small/vmlinux"] {
+            std::fs::write(path(kernel), "").unwrap();
         }
-        let of_initrd = |initrd: &Path| GuestFiles::find(directory.path(), None, Some(initrd));
+        let theirs = Path::new("/nonexistent/initramfs.cpio");
 
-        let stock = of_initrd(&path("initramfs.cpio"));
-        let small = of_initrd(&path("small/initramfs.cpio"));
-        let theirs = of_initrd(&other.path().join("initramfs.cpio"));
-        let alone = of_initrd(Path::new("/nonexistent/initramfs.cpio"));
-        let of_small = GuestFiles::find(directory.path(), Some(&path("small/vmlinux")), None);
+        let files = GuestFiles::find(directory.path(), None, Some(theirs));
 
-        assert!(stock.kernel == path("vmlinux") && stock.is_installed);
-        assert!(small.kernel == path("small/vmlinux") && small.is_installed);
-        assert!(theirs.kernel == other.path().join("vmlinux") && !theirs.is_installed);
-        assert!(alone.kernel == path("small/vmlinux") && alone.is_installed);
-        assert_eq!(alone.initramfs, Path::new("/nonexistent/initramfs.cpio"));
-        assert!(of_small.initramfs == path("small/initramfs.cpio") && of_small.is_installed);
+        assert_eq!(files.kernel, path("vmlinux"));
+        assert_eq!(files.initramfs, theirs);
+        assert!(files.is_installed);
     }
 
     #[test]

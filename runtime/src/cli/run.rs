@@ -124,12 +124,11 @@ pub struct RunArguments {
     #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Machine")]
     pub cpus: Option<u8>,
     /// Guest kernel: a bzImage, or an uncompressed vmlinux with a PVH entry. It has the modules of its initial file
-    /// system alone [default: vmlinux beside --initrd, if it is there, or small/vmlinux of the guest directory, if that is
-    /// there, or its vmlinux]
+    /// system alone [default: vmlinux of the guest directory, or the small kernel there, if there is one and no --initrd]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
-    /// Initial file system of the guest, which holds the agent [default: small/initramfs.cpio of the guest directory with
-    /// its small kernel, its initramfs.cpio with any other]
+    /// Initial file system of the guest, which holds the agent [default: initramfs.cpio of the guest directory, or
+    /// the small kernel's]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub initrd: Option<PathBuf>,
     /// How long the guest may take to start, in seconds; with --gdb, as long as it likes [default: 60, unless the configuration says otherwise]

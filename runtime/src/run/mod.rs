@@ -32,7 +32,7 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
@@ -424,14 +424,9 @@ fn note_end(record: &mut Record, container: &Path, status: u8, reason: Option<St
 }
 
 fn guest_files(directories: &Directories, arguments: &RunArguments) -> GuestFiles {
-    // As the guest directory is, for one is looked for in the other.
-    let absolute = |path: &Option<PathBuf>| {
-        let path = path.as_ref()?;
-        Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
-    };
     GuestFiles::find(
         &directories.guest,
-        absolute(&arguments.kernel).as_deref(),
-        absolute(&arguments.initrd).as_deref(),
+        arguments.kernel.as_deref(),
+        arguments.initrd.as_deref(),
     )
 }
