@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,9 +13,9 @@ use std::path::Path;
 use common::image::Layout;
 use common::tar::{Item, block, character, dir, fifo, file, hard, symlink, tar};
 use common::{chain, is_root, listing};
-use coracle_oci::image::Source;
+use coracle_oci::image::{Name, Source};
 use coracle_oci::layer::{Applier, Options};
-use coracle_oci::store::Store;
+use coracle_oci::store::{Found, Store};
 use coracle_oci::unpack::unpack;
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::fs::{lgetxattr, llistxattr, makedev};
@@ -24,7 +25,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 type Test = (&'static str, fn() -> Result<(), Failed>);
 
 fn main() {
-    let tests: [Test; 12] = [
+    let tests: [Test; 14] = [
         (
             "closed_directories_are_filled",
             closed_directories_are_filled,
@@ -51,6 +52,14 @@ fn main() {
         (
             "full_disk_is_reported_and_leaves_nothing",
             full_disk_is_reported_and_leaves_nothing,
+        ),
+        (
+            "image_is_removed_from_a_full_disk",
+            image_is_removed_from_a_full_disk,
+        ),
+        (
+            "image_is_removed_from_a_full_disk_without_room_set_aside",
+            image_is_removed_from_a_full_disk_without_room_set_aside,
         ),
         (
             "image_of_many_layers_takes_few_descriptors",
@@ -318,6 +327,57 @@ fn full_disk_is_reported_and_leaves_nothing() -> Result<(), Failed> {
     );
     assert_eq!(fs::read_dir(disk.0.path().join("images/tmp"))?.count(), 0);
     assert!(!disk.0.path().join("images/trees/sha256").exists());
+    Ok(())
+}
+
+/// A store on a small disk, with an image of that name.
+fn store_with_image(disk: &SmallDisk, name: &Name) -> Result<Store, Failed> {
+    let place = tempfile::tempdir()?;
+    let layout = Layout::with_image(&[&[file("f", "content")]]);
+    let source = Source::open(layout.write_directory(place.path()))?;
+    let store = Store::open(disk.0.path())?;
+    store.add(name, &source, None, None)?;
+    Ok(store)
+}
+
+/// Writes what fits.
+fn fill(disk: &SmallDisk) -> Result<(), Failed> {
+    let filled = fs::write(disk.0.path().join("filler"), vec![1; 2 << 20]);
+    assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    Ok(())
+}
+
+fn image_is_removed_from_a_full_disk() -> Result<(), Failed> {
+    let disk = SmallDisk::new()?;
+    let name: Name = "one".parse()?;
+    let store = store_with_image(&disk, &name)?;
+    let stored = store.find(&name)?.ok_or("it is not there")?.stored;
+    fill(&disk)?;
+
+    let removed = store.remove(&stored, &|_| false)?;
+
+    assert_eq!(removed.blobs, 3);
+    assert!(store.images()?.is_empty());
+    Ok(())
+}
+
+/// As a store of an earlier version, or one whose disk had no room for more than the index.
+fn image_is_removed_from_a_full_disk_without_room_set_aside() -> Result<(), Failed> {
+    let disk = SmallDisk::new()?;
+    let name: Name = "one".parse()?;
+    let store = store_with_image(&disk, &name)?;
+    let found = store.find(&name)?.ok_or("it is not there")?;
+    let image = found.stored.image.as_ref().map_err(ToString::to_string)?;
+    drop(store.unpacked(&found.source, image, Options::default(), None)?);
+    let Found { stored, lease, .. } = found;
+    drop(lease);
+    fs::remove_file(disk.0.path().join("images/index.new"))?;
+    fill(&disk)?;
+
+    let removed = store.remove(&stored, &|_| false)?;
+
+    assert_eq!(removed.blobs, 3);
+    assert!(store.images()?.is_empty());
     Ok(())
 }
 

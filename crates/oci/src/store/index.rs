@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tracing::debug;
 
 use super::error::{StoreError, io_error};
 use super::{Store, files};
@@ -113,9 +114,15 @@ impl Store {
         Ok(Names(index))
     }
 
-    /// Writes the index; the caller has its lock.
+    /// Writes the index; the caller has its lock. It takes the room to write one without some of the names, too: images
+    /// can then be removed from a disk that is full.
     pub(super) fn write_index(&self, names: &Names) -> Result<(), StoreError> {
-        self.replace(&self.index(), names.0.to_string().as_bytes())
+        let (index, content) = (self.index(), names.0.to_string());
+        self.replace(&index, content.as_bytes())?;
+        if let Err(error) = files::reserve(&temporary(&index), content.len()) {
+            debug!(%error, "there is no room to write the index of images again");
+        }
+        Ok(())
     }
 
     fn index(&self) -> PathBuf {
@@ -124,8 +131,11 @@ impl Store {
 
     /// Replaces one of the layout's files; the caller has the index' lock.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
-        // Not among temporaries, which anyone removes whose lock is free.
-        let temporary = path.with_extension("new");
-        files::replace(path, &temporary, content).map_err(io_error("write", path))
+        files::replace(path, &temporary(path), content).map_err(io_error("write", path))
     }
+}
+
+/// What a file of the layout is written as. Not among temporaries, which anyone removes whose lock is free.
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use tracing::warn;
@@ -42,20 +43,13 @@ impl Store {
         image: &StoredImage,
         keep: &dyn Fn(&Digest) -> bool,
     ) -> Result<Removed, StoreError> {
-        {
-            let _lock = self.locks.index()?;
-            let mut index = self.read_index()?;
-            let name = || Box::new(image.name.clone());
-            let mut entries = index.named().filter(|(name, _)| *name == image.name);
-            let (_, now) = entries
-                .next()
-                .ok_or_else(|| StoreError::NoSuchImage(name()))?;
-            if now.digest != image.digest {
-                return Err(StoreError::Replaced(name()));
+        match self.take_name(image) {
+            // An image that has its name is whole without its tree, should this go no further.
+            Err(error) if is_full_disk(&error) => {
+                self.remove_own_tree(image, keep)?;
+                self.take_name(image)?;
             }
-            drop(entries);
-            index.remove(&image.name);
-            self.write_index(&index)?;
+            taken => taken?,
         }
         // An image that cannot be read has no tree that could be told to be its own.
         let chain_id = image.image.as_ref().ok().map(Image::chain_id);
@@ -66,6 +60,41 @@ impl Store {
             self.remove_tree(&chain_id, keep, &mut removed)?;
         }
         Ok(removed)
+    }
+
+    /// Takes the name of `image` away from it.
+    fn take_name(&self, image: &StoredImage) -> Result<(), StoreError> {
+        let _lock = self.locks.index()?;
+        let mut index = self.read_index()?;
+        let name = || Box::new(image.name.clone());
+        let mut entries = index.named().filter(|(name, _)| *name == image.name);
+        let (_, now) = entries
+            .next()
+            .ok_or_else(|| StoreError::NoSuchImage(name()))?;
+        if now.digest != image.digest {
+            return Err(StoreError::Replaced(name()));
+        }
+        drop(entries);
+        index.remove(&image.name);
+        self.write_index(&index)
+    }
+
+    /// Removes the unpacked image of this name, if it is no other's, nor in use or to be kept.
+    fn remove_own_tree(
+        &self,
+        image: &StoredImage,
+        keep: &dyn Fn(&Digest) -> bool,
+    ) -> Result<(), StoreError> {
+        let Ok(chain_id) = image.image.as_ref().map(Image::chain_id) else {
+            return Ok(());
+        };
+        let is_same =
+            |other: &StoredImage| matches!(&other.image, Ok(other) if other.chain_id() == chain_id);
+        let mut others = self.images()?.into_iter();
+        if others.any(|other| other.name != image.name && is_same(&other)) {
+            return Ok(());
+        }
+        self.remove_tree(&chain_id, keep, &mut Removed::default())
     }
 
     /// Removes what no name needs, and what dead processes left: blobs, and unpacked images, of layouts beside the store
@@ -185,6 +214,12 @@ impl Store {
         }
         Ok(needed)
     }
+}
+
+/// Whether something could not be written for lack of room.
+fn is_full_disk(error: &StoreError) -> bool {
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded];
+    matches!(error, StoreError::Io { source, .. } if full.contains(&source.kind()))
 }
 
 /// Whether a document is not what it should be, rather than unreadable for now.
