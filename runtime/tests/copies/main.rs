@@ -34,6 +34,18 @@ const TESTS: &[(&str, fn())] = &[
         "volume_that_is_only_read_is_not_written",
         volume_that_is_only_read_is_not_written,
     ),
+    (
+        "what_the_guest_alone_has_is_refused",
+        what_the_guest_alone_has_is_refused,
+    ),
+    (
+        "whole_container_is_copied_without_what_its_guest_alone_has",
+        whole_container_is_copied_without_what_its_guest_alone_has,
+    ),
+    (
+        "volume_below_a_disk_is_in_reach",
+        volume_below_a_disk_is_in_reach,
+    ),
     ("archive_goes_out_and_in", archive_goes_out_and_in),
     ("unknown_container_is_said", unknown_container_is_said),
 ];
@@ -70,13 +82,22 @@ impl Host {
         let host = Self {
             directory: tempfile::tempdir_in("/dev/shm").unwrap(),
         };
-        for directory in ["image/etc", "image/data", "image/readonly", "volume", "out"] {
+        for directory in [
+            "image/etc",
+            "image/data",
+            "image/readonly",
+            "image/disk/below",
+            "image/dev",
+            "volume",
+            "out",
+        ] {
             fs::create_dir_all(host.path(directory)).unwrap();
         }
         fs::create_dir_all(host.path(CONTAINER).join("upper/etc")).unwrap();
         fs::write(host.path("image/etc/one"), "one").unwrap();
         fs::write(host.path("image/etc/two"), "two").unwrap();
         symlink("/data", host.path("image/link")).unwrap();
+        symlink("/disk", host.path("image/todisk")).unwrap();
         fs::write(host.path("volume/file"), "volume").unwrap();
         let upper = host.path(CONTAINER).join("upper/etc");
         fs::write(upper.join("new"), "new").unwrap();
@@ -114,8 +135,12 @@ impl Host {
                 ..Overrides::default()
             },
             user: &User::default(),
-            volumes: &[volume("/data"), volume("/readonly:ro")],
-            disks: &[],
+            volumes: &[
+                volume("/data"),
+                volume("/readonly:ro"),
+                volume("/disk/made/volume"),
+            ],
+            disks: &["/nothing.img:/disk".parse().unwrap()],
             places: Places {
                 lower: &self.path("image"),
                 upper: &own.join("upper"),
@@ -217,6 +242,74 @@ fn volume_that_is_only_read_is_not_written() {
 
     assert!(error.contains("Read-only file system"), "{error}");
     assert!(!host.path("volume/more").exists());
+}
+
+fn what_the_guest_alone_has_is_refused() {
+    let host = Host::new();
+    fs::write(host.path("out/q"), "q").unwrap();
+
+    for place in [
+        "/disk",
+        "/disk/",
+        "/disk/q",
+        "disk/below/q",
+        "/dev/x",
+        "/todisk/q",
+        "/etc/../dev/.",
+    ] {
+        let into = host.refused(&["q", &format!("web:{place}")]);
+        let out_of = host.refused(&[&format!("web:{place}"), "new"]);
+
+        for error in [into, out_of] {
+            assert!(
+                error.contains(place) && error.contains("out of reach"),
+                "{error}"
+            );
+        }
+    }
+    let archive = host.refused(&["-", "web:/disk"]);
+    assert!(
+        archive.contains("/disk is a disk, which the guest alone has"),
+        "{archive}"
+    );
+    assert!(!host.path("out/new").exists());
+    assert!(!host.path(CONTAINER).join("upper/disk").exists());
+    // By what is in a directory, too.
+    fs::create_dir_all(host.path("out/tree/disk")).unwrap();
+    fs::write(host.path("out/tree/disk/q"), "q").unwrap();
+    let tree = host.refused(&["tree/.", "web:/"]);
+    assert!(tree.contains("disk/q: Read-only file system"), "{tree}");
+    // The link itself is none of it.
+    host.copy(&["web:/todisk", "."]);
+}
+
+fn whole_container_is_copied_without_what_its_guest_alone_has() {
+    let host = Host::new();
+    fs::write(host.path("image/disk/hidden"), "hidden").unwrap();
+
+    let output = host.command(&["web:/", "all"]).output().unwrap();
+
+    succeeded(&output);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("what is in all/disk is left out: the guest alone has it"),
+        "{said}"
+    );
+    assert!(host.path("out/all/etc/one").exists());
+    assert!(!host.path("out/all/disk/hidden").exists());
+}
+
+fn volume_below_a_disk_is_in_reach() {
+    let host = Host::new();
+    fs::write(host.path("out/more"), "more").unwrap();
+
+    host.copy(&["web:/disk/made/volume/file", "."]);
+    host.copy(&["more", "web:/disk/made/volume/"]);
+    let beside = host.refused(&["more", "web:/disk/made/more"]);
+
+    assert_eq!(text(host.path("out/file")), "volume");
+    assert_eq!(text(host.path("volume/more")), "more");
+    assert!(beside.contains("out of reach"), "{beside}");
 }
 
 fn archive_goes_out_and_in() {

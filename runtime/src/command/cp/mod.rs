@@ -5,6 +5,7 @@
 //! place, landing   what is meant, and under which name it lands: pure
 //! tree, root       the container's files, and looking up paths in them
 //! entry, walk      what is at a place, and all that is below it
+//! guest_only       what of a container's files is out of reach
 //! files, archive   writing it into a directory, or as a tar archive
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod archive;
 mod entry;
 mod files;
+mod guest_only;
 mod landing;
 mod place;
 mod root;
@@ -31,6 +33,7 @@ use anyhow::{Context, Result, ensure};
 use self::archive::{Archive, extract};
 use self::entry::{Entry, Kind};
 use self::files::{Files, Ownership};
+use self::guest_only::GuestOnly;
 use self::landing::{Landing, There, landing};
 use self::place::{Copy, Direction, GivenPath};
 use self::root::Root;
@@ -47,7 +50,7 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
         true => Ownership::Kept,
         false => Ownership::Ours,
     };
-    let outside = copy.outside.as_ref();
+    let (inside, outside) = (&copy.inside.path, copy.outside.as_ref());
     match copy.direction {
         // The host's side is opened first: afterwards its paths lead elsewhere.
         Direction::Out => {
@@ -58,7 +61,9 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
                 "standard output is a terminal, which an archive is nothing for"
             );
             let tree = Tree::open(&directories.root, &mut found, copy.direction)?;
-            let source = Source::find(tree.root()?, &copy.inside)?;
+            tree.require_in_reach(inside, copy.inside.is_directory, copy.direction)?;
+            let mut source = Source::find(tree.root()?, &copy.inside)?;
+            source.guest_only = Some(tree.guest_only());
             match destination {
                 Some(destination) => transfer(&source, destination, ownership)?,
                 None => send(&source)?,
@@ -68,6 +73,7 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
             let source = outside.map(|given| Source::find(&Root::Host, given));
             let source = source.transpose()?;
             let tree = Tree::open(&directories.root, &mut found, copy.direction)?;
+            tree.require_in_reach(inside, true, copy.direction)?;
             let destination = Destination::find(tree.root()?, &copy.inside)?;
             match source {
                 Some(source) => transfer(&source, destination, ownership)?,
@@ -82,6 +88,8 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
 struct Source<'g> {
     given: &'g GivenPath,
     entry: Entry,
+    /// What of its root is not to be copied.
+    guest_only: Option<&'g GuestOnly>,
 }
 
 impl<'g> Source<'g> {
@@ -96,7 +104,11 @@ impl<'g> Source<'g> {
             entry.kind == Kind::Directory || !given.is_directory,
             "{shown} is not a directory"
         );
-        Ok(Self { given, entry })
+        Ok(Self {
+            given,
+            entry,
+            guest_only: None,
+        })
     }
 
     fn is_directory(&self) -> bool {
@@ -179,7 +191,12 @@ fn transfer(source: &Source<'_>, destination: Destination<'_>, ownership: Owners
     };
     let mut files = Files::below(directory, ownership)
         .with_context(|| format!("cannot look at {}", given.path.display()))?;
-    walk(&source.entry, name.as_deref(), &mut files)
+    walk(
+        &source.entry,
+        name.as_deref(),
+        source.guest_only,
+        &mut files,
+    )
 }
 
 fn overwrite(source: &Entry, there: &Entry, ownership: Ownership) -> Result<()> {
@@ -196,7 +213,12 @@ fn overwrite(source: &Entry, there: &Entry, ownership: Ownership) -> Result<()> 
 /// Writes an archive to standard output.
 fn send(source: &Source<'_>) -> Result<()> {
     let mut archive = Archive::new(BufWriter::new(io::stdout().lock()));
-    walk(&source.entry, source.name(), &mut archive)?;
+    walk(
+        &source.entry,
+        source.name(),
+        source.guest_only,
+        &mut archive,
+    )?;
     archive.finish().context("cannot write to standard output")
 }
 

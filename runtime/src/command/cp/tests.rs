@@ -379,7 +379,7 @@ fn archive(sides: &Sides, path: &str) -> Vec<u8> {
     let source = Source::find(&sides.root, &copy.inside).unwrap();
     let mut bytes = Vec::new();
     let mut archive = Archive::new(&mut bytes);
-    walk(&source.entry, source.name(), &mut archive).unwrap();
+    walk(&source.entry, source.name(), None, &mut archive).unwrap();
     archive.finish().unwrap();
     bytes
 }
@@ -486,7 +486,7 @@ fn file_that_becomes_shorter_fills_its_place_in_the_archive() {
 
     let mut bytes = Vec::new();
     let mut archive = Archive::new(&mut bytes);
-    walk(&entry, Some(OsStr::new("file")), &mut archive).unwrap();
+    walk(&entry, Some(OsStr::new("file")), None, &mut archive).unwrap();
     archive.finish().unwrap();
 
     let mut found = tar::Archive::new(&bytes[..]);
@@ -506,7 +506,7 @@ fn holes_without_end_are_no_archives() {
 
     let mut archive = Archive::new(io::sink());
     archive.holes = 8 << 20;
-    let refused = refusal(walk(&entry, Some(OsStr::new("tree")), &mut archive));
+    let refused = refusal(walk(&entry, Some(OsStr::new("tree")), None, &mut archive));
 
     assert!(refused.contains("of holes"), "{refused}");
 }

@@ -16,6 +16,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock, openat,
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::guest_only::{Covers, GuestOnly};
 use super::place::Direction;
 use super::root::Root;
 use crate::container::{Found, State, remove_tree};
@@ -26,6 +27,7 @@ use crate::run::mounts::{Written, bind_at, enter_namespace, overlay, overlay_to_
 pub struct Tree {
     /// Gone once they are unmounted.
     root: Option<Root>,
+    guest_only: GuestOnly,
     /// What was mounted and made for a container that has ended.
     mounted: Option<Mounted>,
 }
@@ -67,6 +69,29 @@ impl Tree {
         self.root.as_ref().context("the container's files are gone")
     }
 
+    /// What of it only the guest has.
+    pub fn guest_only(&self) -> &GuestOnly {
+        &self.guest_only
+    }
+
+    /// Refuses a path to what only the guest has, there or not. The link that it may end with is meant itself unless it
+    /// is followed.
+    pub fn require_in_reach(&self, path: &Path, follow: bool, direction: Direction) -> Result<()> {
+        let root = self.root()?;
+        let mut follow = follow;
+        for above in path.ancestors() {
+            // What cannot be looked at is told of when it is used.
+            if let Ok(Some(entry)) = root.find(above, follow) {
+                self.guest_only.refuse(&entry, path, direction)?;
+                if !self.guest_only.has(&entry) {
+                    break;
+                }
+            }
+            follow = true;
+        }
+        Ok(())
+    }
+
     fn of_running(found: &mut Found, plan: &SandboxPlan, runner: u32) -> Result<Self> {
         let what = format!("cannot reach the files of container {}", found.record.name);
         let namespace =
@@ -80,9 +105,10 @@ impl Tree {
             .with_context(|| what.clone())?;
         enter_namespace()?;
         let root = open_root(&plan.rootfs.mount_point).with_context(|| what)?;
-        put_volumes(plan, &root, |volume| place(&volume.mount_point))?;
+        let covers = put_mounts(plan, &root, |volume| place(&volume.mount_point))?;
         Ok(Self {
             root: Some(root),
+            guest_only: covers.seal(&found.record.name, true)?,
             mounted: None,
         })
     }
@@ -135,9 +161,10 @@ impl Tree {
             _lease: lease,
         };
         let root = open_root(&mounted.point).with_context(what)?;
-        put_volumes(plan, &root, |volume| place_without_links(&volume.source))?;
+        let covers = put_mounts(plan, &root, |volume| place_without_links(&volume.source))?;
         Ok(Self {
             root: Some(root),
+            guest_only: covers.seal(&found.record.name, false)?,
             mounted: Some(mounted),
         })
     }
@@ -163,24 +190,26 @@ fn open_root(path: &Path) -> io::Result<Root> {
     Ok(Root::Container(root))
 }
 
-/// Mounts volumes where the container sees them. The guest may have put anything at their places: what is found there
-/// is in the root, and a place that is gone has no volume.
-fn put_volumes(
+/// Mounts volumes where the container sees them, and covers what only the guest has, in the guest's order. The guest may
+/// have put anything at their places: what is found there is in the root, and a place that is gone has no volume.
+fn put_mounts(
     plan: &SandboxPlan,
     root: &Root,
     find: impl Fn(&SharedVolume) -> io::Result<OwnedFd>,
-) -> Result<()> {
-    for (number, volume) in plan.volumes.iter().enumerate() {
-        let Some(destination) = destination(plan, number) else {
+) -> Result<Covers> {
+    let mut covers = Covers::new()?;
+    for mount in plan.spec.mounts().iter().flatten() {
+        let source = mount.source().as_deref();
+        let Some(volume) = source.and_then(|source| volume(plan, source)) else {
+            if let Ok(Some(point)) = root.find(mount.destination(), true) {
+                covers.put(&point, mount.destination(), source)?;
+            }
             continue;
         };
-        let Ok(Some(point)) = root.find(&destination, true) else {
-            continue;
-        };
+        let shown = volume.source.display();
         let source = match find(volume) {
             Ok(source) => source,
             Err(error) => {
-                let shown = volume.source.display();
                 log::tell(format_args!(
                     "coracle: the volume {shown} is left out, since it is not what it was: {error}"
                 ));
@@ -188,10 +217,13 @@ fn put_volumes(
             }
         };
         let found = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
-        bind_at(&found, volume.read_only, point.place())
-            .with_context(|| format!("the volume {}", volume.source.display()))?;
+        let is_directory = found.is_dir();
+        if let Ok(Some(point)) = covers.point(root, mount.destination(), is_directory) {
+            bind_at(&found, volume.read_only, point.place())
+                .with_context(|| format!("the volume {shown}"))?;
+        }
     }
-    Ok(())
+    Ok(covers)
 }
 
 fn place(path: &Path) -> io::Result<OwnedFd> {
@@ -216,15 +248,12 @@ fn place_without_links(path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Where the container sees the volume of this number.
-fn destination(plan: &SandboxPlan, number: usize) -> Option<PathBuf> {
-    let place = format!("volumes/{number}");
-    let mounts = plan.spec.mounts().iter().flatten();
-    let mut of_volume = mounts.filter(|mount| {
-        let source = mount.source().as_deref();
-        source.is_some_and(|source| source.ends_with(&place))
-    });
-    of_volume.next().map(|mount| mount.destination().clone())
+/// The volume that the guest finds at `source`; nothing if that is not one.
+fn volume<'p>(plan: &'p SandboxPlan, source: &Path) -> Option<&'p SharedVolume> {
+    let place = |number| format!("volumes/{number}");
+    let mut volumes = plan.volumes.iter().enumerate();
+    let found = volumes.find(|&(number, _)| source.ends_with(place(number)));
+    found.map(|(_, volume)| volume)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::Dir;
 
 use super::entry::{Attributes, Entry, Kind};
+use super::guest_only::GuestOnly;
 use crate::log;
 use crate::printable::printable;
 
@@ -34,10 +35,17 @@ pub trait Receiver {
 
 /// Hands over what `entry` is under the name `name`; of a directory without a name, what is in it.
 ///
-/// What is removed meanwhile is not there; what is neither file, directory nor link is left out, and said so.
-pub fn walk(entry: &Entry, name: Option<&OsStr>, receiver: &mut dyn Receiver) -> Result<()> {
+/// What is removed meanwhile is not there; what is neither file, directory nor link is left out, and said so, as is what
+/// is in a place that is not in reach.
+pub fn walk(
+    entry: &Entry,
+    name: Option<&OsStr>,
+    guest_only: Option<&GuestOnly>,
+    receiver: &mut dyn Receiver,
+) -> Result<()> {
     let mut walk = Walk {
         receiver,
+        guest_only,
         levels: Vec::new(),
         path: PathBuf::new(),
     };
@@ -70,6 +78,7 @@ pub fn walk(entry: &Entry, name: Option<&OsStr>, receiver: &mut dyn Receiver) ->
 
 struct Walk<'r> {
     receiver: &'r mut dyn Receiver,
+    guest_only: Option<&'r GuestOnly>,
     /// Directories that are being listed, each with whether it was handed over itself.
     levels: Vec<(Dir, bool)>,
     path: PathBuf,
@@ -84,6 +93,12 @@ impl Walk<'_> {
 
     fn hand_over(&mut self, entry: &Entry, name: Option<&OsStr>, path: &Path) -> Result<()> {
         let attributes = &entry.attributes;
+        if self.guest_only.is_some_and(|it| it.is_cover(entry)) {
+            log::tell(format_args!(
+                "coracle: what is in {} is left out: the guest alone has it",
+                shown(path)
+            ));
+        }
         match (entry.kind, name) {
             (Kind::Directory, name) => {
                 ensure!(

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What of a container's files only its guest has: its kernel's file systems, those in its memory, and its disks. At the
+//! place of each the host has a directory or file that the guest does not see. It is covered with an empty one that
+//! nobody can write to: no copy takes it for the guest's, by whatever path it comes there.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags, fstat, mkdirat, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::entry::{Entry, Kind};
+use super::place::Direction;
+use super::root::Root;
+
+/// What covers are made of: a file system in memory with one directory or file for each.
+pub struct Covers {
+    file_system: OwnedFd,
+    mount: OwnedFd,
+    device: u64,
+    places: Vec<Place>,
+}
+
+/// A place that is the guest's alone.
+struct Place {
+    path: PathBuf,
+    is_disk: bool,
+    /// Device and inode of its cover.
+    identity: (u64, u64),
+}
+
+impl Covers {
+    pub fn new() -> Result<Self> {
+        let make = || {
+            let file_system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            fsconfig_create(file_system.as_fd())?;
+            let mount = fsmount(
+                file_system.as_fd(),
+                FsMountFlags::FSMOUNT_CLOEXEC,
+                MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            )?;
+            io::Result::Ok(Self {
+                file_system,
+                device: fstat(&mount)?.st_dev,
+                mount,
+                places: Vec::new(),
+            })
+        };
+        make().context("cannot mount a file system in memory")
+    }
+
+    /// Covers `place`, which the container sees as `path`, where its guest has mounted `source`.
+    pub fn put(&mut self, place: &Entry, path: &Path, source: Option<&Path>) -> Result<()> {
+        let identity = self
+            .cover(place)
+            .with_context(|| format!("cannot mount at {}", path.display()))?;
+        self.places.push(Place {
+            path: path.to_owned(),
+            is_disk: source.is_some_and(|source| source.starts_with("/dev/disk")),
+            identity,
+        });
+        Ok(())
+    }
+
+    fn cover(&self, place: &Entry) -> io::Result<(u64, u64)> {
+        let name = self.places.len().to_string();
+        make(&self.mount, name.as_ref(), place.kind == Kind::Directory)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let cover = open_tree(&self.mount, &name, flags)?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&cover, "", place.place(), "", flags)?;
+        Ok(Entry::of(cover)?.attributes.identity)
+    }
+
+    /// What is at `path`, for a volume to be mounted there: if nothing is and it is below a cover, it is made.
+    pub fn point(&self, root: &Root, path: &Path, is_directory: bool) -> io::Result<Option<Entry>> {
+        if let Some(found) = root.find(path, true)? {
+            return Ok(Some(found));
+        }
+        let mut above = path.ancestors().skip(1);
+        let above = above.find_map(|path| root.find(path, true).ok().flatten());
+        let (Some(above), Some(parent), Some(name)) = (above, path.parent(), path.file_name())
+        else {
+            return Ok(None);
+        };
+        if above.attributes.identity.0 != self.device {
+            return Ok(None);
+        }
+        let parent = root.make_directory(parent)?;
+        make(&parent, name, is_directory)?;
+        root.find(path, true)
+    }
+
+    /// Has nothing be written to them any more. `name` is the container's, which `runs` or has ended.
+    pub fn seal(self, name: &str, runs: bool) -> Result<GuestOnly> {
+        fsconfig_set_flag(self.file_system.as_fd(), "ro")
+            .and_then(|()| fsconfig_reconfigure(self.file_system.as_fd()))
+            .context("cannot keep what is the guest's alone from being written to")?;
+        Ok(GuestOnly {
+            container: name.to_owned(),
+            runs,
+            device: self.device,
+            places: self.places,
+        })
+    }
+}
+
+/// An empty directory or file.
+fn make(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> io::Result<()> {
+    let made = match is_directory {
+        true => mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        false => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map(drop)
+        }
+    };
+    Ok(made?)
+}
+
+/// The places of a container that are its guest's alone.
+pub struct GuestOnly {
+    container: String,
+    runs: bool,
+    device: u64,
+    places: Vec<Place>,
+}
+
+impl GuestOnly {
+    /// Whether this is what one of them is covered with, or was made on that.
+    pub fn has(&self, entry: &Entry) -> bool {
+        entry.attributes.identity.0 == self.device
+    }
+
+    /// Whether this is what one of them is covered with.
+    pub fn is_cover(&self, entry: &Entry) -> bool {
+        self.place(entry).is_some()
+    }
+
+    fn place(&self, entry: &Entry) -> Option<&Place> {
+        let identity = entry.attributes.identity;
+        self.places.iter().find(|place| place.identity == identity)
+    }
+
+    /// Refuses a copy of `path`, or to it, if `entry`, which is there or above, is one of them.
+    pub fn refuse(&self, entry: &Entry, path: &Path, direction: Direction) -> Result<()> {
+        let Some(place) = self.place(entry) else {
+            return Ok(());
+        };
+        let (container, shown) = (&self.container, path.display());
+        let what = match place.is_disk {
+            true => "is a disk",
+            false => "is its kernel's or in its memory",
+        };
+        let instead = match (self.runs, direction) {
+            (true, Direction::Out) => format!("try: coracle exec {container} cat {shown}"),
+            (true, Direction::In) => {
+                format!("try: coracle exec -i {container} sh -c 'cat >FILE' <FILE")
+            }
+            (false, _) if place.is_disk => {
+                "mount the disk here, or have another container mount it".to_owned()
+            }
+            (false, _) => "nothing is left of it, since the container has ended".to_owned(),
+        };
+        bail!(
+            "{shown} of container {container} is out of reach: {} {what}, which the guest alone has ({instead})",
+            place.path.display()
+        )
+    }
+}
