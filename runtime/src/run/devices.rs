@@ -17,7 +17,7 @@ use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::listeners::through_descriptor;
-use super::{gdb, network};
+use super::{gdb, loop_devices, network};
 use crate::cli::RunArguments;
 use crate::until::until;
 
@@ -104,7 +104,12 @@ fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
             false => alone,
         }
     } else {
-        open(OFlags::empty()).with_context(what)?
+        let file = open(OFlags::empty()).with_context(what)?;
+        let found = fstat(&file).with_context(what)?;
+        if let Some(device) = loop_devices::in_use(&found, LOOK).with_context(what)? {
+            bail!("{}: this host has it in use itself, as {device}", what());
+        }
+        file
     };
     Ok(Disk {
         file,
@@ -183,7 +188,7 @@ mod tests {
     /// A block device that is a file's; it goes with this.
     struct Loop {
         path: PathBuf,
-        _file: tempfile::NamedTempFile,
+        file: tempfile::NamedTempFile,
     }
 
     impl Loop {
@@ -197,7 +202,7 @@ mod tests {
                 .unwrap();
             assert!(made.status.success(), "{made:?}");
             let path = String::from_utf8(made.stdout).unwrap().trim().into();
-            Self { path, _file: file }
+            Self { path, file }
         }
     }
 
@@ -232,6 +237,31 @@ mod tests {
             "{error}"
         );
         open_disk(&disk(&device.path, read_only)).unwrap();
+    }
+
+    #[rstest]
+    #[case::to_write(false)]
+    #[case::to_read(true)]
+    fn file_that_the_host_has_mounted_is_no_disk(#[case] read_only: bool) {
+        let device = Loop::new();
+        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+        let mounted = open(&device.path, flags, Mode::empty()).unwrap();
+        let directory = tempfile::tempdir_in(device.file.path().parent().unwrap()).unwrap();
+        let other_name = directory.path().join("other");
+        std::fs::hard_link(device.file.path(), &other_name).unwrap();
+
+        let error = open_disk(&disk(&other_name, read_only)).unwrap_err();
+
+        drop(mounted);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot use the disk {}: this host has it in use itself, as {}",
+                other_name.display(),
+                device.path.display()
+            )
+        );
+        open_disk(&disk(&other_name, read_only)).unwrap();
     }
 
     #[test]

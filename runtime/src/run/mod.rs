@@ -15,6 +15,7 @@ mod failure;
 mod gdb;
 mod guest;
 mod listeners;
+mod loop_devices;
 mod machine;
 pub mod mounts;
 mod network;
