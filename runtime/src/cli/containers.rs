@@ -177,7 +177,7 @@ pub struct ConsoleArguments {
   coracle cp ./page.html web:/srv/
   coracle cp web:/var/log - | tar -t")]
 pub struct CpArguments {
-    /// Keep owners, too, and all permissions; otherwise the copies are root's
+    /// Keep owners, too, and all permissions; otherwise the copies are root's, in an archive as well
     #[arg(short, long)]
     pub archive: bool,
     /// What to copy; - for a tar archive from standard input

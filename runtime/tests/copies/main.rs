@@ -47,6 +47,10 @@ const TESTS: &[(&str, fn())] = &[
         volume_below_a_disk_is_in_reach,
     ),
     ("archive_goes_out_and_in", archive_goes_out_and_in),
+    (
+        "nothing_that_can_be_copied_is_said",
+        nothing_that_can_be_copied_is_said,
+    ),
     ("unknown_container_is_said", unknown_container_is_said),
 ];
 
@@ -332,6 +336,19 @@ fn archive_goes_out_and_in() {
     assert!(child.wait().unwrap().success());
     assert_eq!(text(host.path("volume/etc/one")), "one");
     assert_eq!(text(host.path("volume/etc/new")), "new");
+}
+
+fn nothing_that_can_be_copied_is_said() {
+    let host = Host::new();
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, host.path("out/fifo"), kind, mode, 0).unwrap();
+
+    let special = host.refused(&["fifo", "web:/etc"]);
+    // Standard input is empty.
+    let archive = host.refused(&["-", "web:/etc"]);
+
+    assert_eq!(special, "coracle: fifo is a FIFO, which is not copied\n");
+    assert_eq!(archive, "coracle: there is no archive on standard input\n");
 }
 
 fn unknown_container_is_said() {

@@ -27,21 +27,35 @@ const HOLES: u64 = 64 << 30;
 /// What `stat` counts blocks in.
 const BLOCK: u64 = 512;
 
-/// An archive that is written. Whose the files are stays in it.
+/// An archive that is written.
 pub struct Archive<W: Write> {
     builder: Builder<W>,
+    ownership: Ownership,
     path: PathBuf,
     /// How many bytes of holes may still come.
     pub(super) holes: u64,
 }
 
 impl<W: Write> Archive<W> {
-    pub fn new(to: W) -> Self {
+    pub fn new(to: W, ownership: Ownership) -> Self {
         Self {
             builder: Builder::new(to),
+            ownership,
             path: PathBuf::new(),
             holes: HOLES,
         }
+    }
+
+    fn header(&self, kind: EntryType, attributes: &Attributes, size: u64) -> Header {
+        let (uid, gid) = self.ownership.owner(attributes);
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(self.ownership.mode(attributes));
+        header.set_uid(uid.as_raw().into());
+        header.set_gid(gid.as_raw().into());
+        header.set_mtime(u64::try_from(attributes.modified.0).unwrap_or(0));
+        header.set_size(size);
+        header
     }
 
     /// Writes the archive's end.
@@ -54,7 +68,7 @@ impl<W: Write> Archive<W> {
 impl<W: Write> Receiver for Archive<W> {
     fn enter(&mut self, name: &OsStr, attributes: &Attributes) -> Result<()> {
         self.path.push(name);
-        let mut header = header(EntryType::Directory, attributes, 0);
+        let mut header = self.header(EntryType::Directory, attributes, 0);
         let (builder, path) = (&mut self.builder, &self.path);
         Ok(builder.append_data(&mut header, path, io::empty())?)
     }
@@ -73,7 +87,7 @@ impl<W: Write> Receiver for Archive<W> {
                  copy to a directory instead, where they stay holes"
             )
         })?;
-        let mut header = header(EntryType::Regular, attributes, attributes.size);
+        let mut header = self.header(EntryType::Regular, attributes, attributes.size);
         // It may become shorter while it is read, and its length is written already.
         let content = content.chain(io::repeat(0)).take(attributes.size);
         let path = self.path.join(name);
@@ -81,21 +95,10 @@ impl<W: Write> Receiver for Archive<W> {
     }
 
     fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()> {
-        let mut header = header(EntryType::Symlink, attributes, 0);
+        let mut header = self.header(EntryType::Symlink, attributes, 0);
         let path = self.path.join(name);
         Ok(self.builder.append_link(&mut header, path, target)?)
     }
-}
-
-fn header(kind: EntryType, attributes: &Attributes, size: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(attributes.mode);
-    header.set_uid(attributes.uid.into());
-    header.set_gid(attributes.gid.into());
-    header.set_mtime(u64::try_from(attributes.modified.0).unwrap_or(0));
-    header.set_size(size);
-    header
 }
 
 /// Puts what is in an archive below the directory `base` of `root`. Names in it that begin with a slash are below it as

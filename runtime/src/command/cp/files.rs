@@ -104,10 +104,19 @@ impl Receiver for Files {
 }
 
 impl Ownership {
-    fn owner(self, attributes: &Attributes) -> (Uid, Gid) {
+    /// Whose a copy is.
+    pub fn owner(self, attributes: &Attributes) -> (Uid, Gid) {
         match self {
             Self::Ours => (rustix::process::geteuid(), rustix::process::getegid()),
             Self::Kept => (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid)),
+        }
+    }
+
+    /// What may be done with a copy.
+    pub fn mode(self, attributes: &Attributes) -> u32 {
+        match self {
+            Self::Ours => attributes.mode & PLAIN,
+            Self::Kept => attributes.mode,
         }
     }
 
@@ -116,12 +125,8 @@ impl Ownership {
         let what = "cannot set owner, permissions and time";
         let (uid, gid) = self.owner(attributes);
         fchown(&file, Some(uid), Some(gid)).context(what)?;
-        let mode = match self {
-            Self::Ours => attributes.mode & PLAIN,
-            Self::Kept => attributes.mode,
-        };
         // After the owner: a change of that takes bits away.
-        fchmod(&file, Mode::from_raw_mode(mode)).context(what)?;
+        fchmod(&file, Mode::from_raw_mode(self.mode(attributes))).context(what)?;
         futimens(&file, &times(attributes)).context(what)
     }
 

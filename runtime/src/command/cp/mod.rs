@@ -25,10 +25,10 @@ mod tree;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufWriter, IsTerminal};
+use std::io::{self, BufRead, BufWriter, IsTerminal};
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::archive::{Archive, extract};
 use self::entry::{Entry, Kind};
@@ -66,7 +66,7 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
             source.guest_only = Some(tree.guest_only());
             match destination {
                 Some(destination) => transfer(&source, destination, ownership)?,
-                None => send(&source)?,
+                None => send(&source, ownership)?,
             }
         }
         Direction::In => {
@@ -104,6 +104,10 @@ impl<'g> Source<'g> {
             entry.kind == Kind::Directory || !given.is_directory,
             "{shown} is not a directory"
         );
+        // In a directory it would only be left out.
+        if let Kind::Special(kind) = entry.kind {
+            bail!("{shown} is {kind}, which is not copied");
+        }
         Ok(Self {
             given,
             entry,
@@ -211,8 +215,8 @@ fn overwrite(source: &Entry, there: &Entry, ownership: Ownership) -> Result<()> 
 }
 
 /// Writes an archive to standard output.
-fn send(source: &Source<'_>) -> Result<()> {
-    let mut archive = Archive::new(BufWriter::new(io::stdout().lock()));
+fn send(source: &Source<'_>, ownership: Ownership) -> Result<()> {
+    let mut archive = Archive::new(BufWriter::new(io::stdout().lock()), ownership);
     walk(
         &source.entry,
         source.name(),
@@ -230,5 +234,8 @@ fn receive(root: &Root, destination: &Destination<'_>, ownership: Ownership) -> 
         "there is no directory {}",
         base.display()
     );
-    extract(io::stdin().lock(), root, base, ownership)
+    let mut from = io::stdin().lock();
+    let begun = from.fill_buf().context("cannot read standard input")?;
+    ensure!(!begun.is_empty(), "there is no archive on standard input");
+    extract(from, root, base, ownership)
 }

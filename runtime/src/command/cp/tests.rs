@@ -148,8 +148,9 @@ fn special_file_is_not_opened(#[case] kind: FileType) {
     let sides = Sides::new();
     mknodat(CWD, sides.inside("special"), kind, Mode::RUSR, 0).unwrap();
 
-    sides.take_out("/special", "copy").unwrap();
+    let error = refusal(sides.take_out("/special", "copy"));
 
+    assert!(error.ends_with("which is not copied"), "{error}");
     assert!(!sides.outside("copy").exists());
 }
 
@@ -378,10 +379,40 @@ fn archive(sides: &Sides, path: &str) -> Vec<u8> {
     let copy = Copy::parse(OsStr::new(&format!("c:{path}")), OsStr::new("-")).unwrap();
     let source = Source::find(&sides.root, &copy.inside).unwrap();
     let mut bytes = Vec::new();
-    let mut archive = Archive::new(&mut bytes);
+    let mut archive = Archive::new(&mut bytes, Ownership::Kept);
     walk(&source.entry, source.name(), None, &mut archive).unwrap();
     archive.finish().unwrap();
     bytes
+}
+
+#[rstest]
+#[case::ours(Ownership::Ours, 0o755, 0)]
+#[case::kept(Ownership::Kept, 0o4755, 1000)]
+fn archive_keeps_owners_only_if_asked_to(
+    #[case] ownership: Ownership,
+    #[case] mode: u32,
+    #[case] owner: u64,
+) {
+    let sides = Sides::new();
+    let file = sides.inside("file");
+    fs::write(&file, "text").unwrap();
+    chown(&file, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o4755)).unwrap();
+    let entry = sides.root.find(Path::new("/file"), false).unwrap().unwrap();
+    let mut bytes = Vec::new();
+
+    let mut archive = Archive::new(&mut bytes, ownership);
+    walk(&entry, Some(OsStr::new("file")), None, &mut archive).unwrap();
+    archive.finish().unwrap();
+
+    let mut archive = tar::Archive::new(&bytes[..]);
+    let found = archive.entries().unwrap().next().unwrap().unwrap();
+    let header = found.header();
+    assert_eq!(header.mode().unwrap(), mode);
+    assert_eq!(
+        (header.uid().unwrap(), header.gid().unwrap()),
+        (owner, owner)
+    );
 }
 
 #[test]
@@ -485,7 +516,7 @@ fn file_that_becomes_shorter_fills_its_place_in_the_archive() {
     File::create(sides.inside("file")).unwrap();
 
     let mut bytes = Vec::new();
-    let mut archive = Archive::new(&mut bytes);
+    let mut archive = Archive::new(&mut bytes, Ownership::Kept);
     walk(&entry, Some(OsStr::new("file")), None, &mut archive).unwrap();
     archive.finish().unwrap();
 
@@ -504,7 +535,7 @@ fn holes_without_end_are_no_archives() {
     }
     let entry = sides.root.find(Path::new("/tree"), false).unwrap().unwrap();
 
-    let mut archive = Archive::new(io::sink());
+    let mut archive = Archive::new(io::sink(), Ownership::Kept);
     archive.holes = 8 << 20;
     let refused = refusal(walk(&entry, Some(OsStr::new("tree")), None, &mut archive));
 
