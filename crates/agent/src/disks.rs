@@ -142,11 +142,15 @@ pub fn mount_all(spec: &Spec) -> Result<Vec<OwnedFd>, AgentError> {
         .filter(|mount| mount.is_of_disks_file_system())
         .map(|mount| {
             mount_in_time(mount.clone(), MOUNT_PATIENCE).map_err(|problem| {
+                let kind = match mount.kind.as_str() {
+                    "auto" => String::new(),
+                    kind => format!("{kind} of "),
+                };
                 AgentError::new(
                     ErrorKind::Mount,
                     format!(
-                        "cannot mount {} of {} on {}: {problem}",
-                        mount.kind, mount.source, mount.destination
+                        "cannot mount {kind}{} on {}: {problem}",
+                        mount.source, mount.destination
                     ),
                 )
             })

@@ -194,7 +194,7 @@ impl SandboxPlan {
                 .volumes
                 .iter()
                 .enumerate()
-                .map(|(index, volume)| (format!("volumes/{index}"), volume))
+                .map(|(index, volume)| (volume_place(index), volume))
         };
         let disks = || (0..).map(serial).zip(request.disks);
         let disk_binds = disks().map(|(serial, disk)| Bind {
@@ -251,6 +251,27 @@ impl SandboxPlan {
             spec,
         })
     }
+}
+
+impl SandboxPlan {
+    /// What of the host the guest finds at `path`, which a mount of the specification has as its source; nothing if that is
+    /// the guest's own.
+    #[must_use]
+    pub fn host_source(&self, path: &Path) -> Option<&Path> {
+        let mut volumes = (0..).zip(&self.volumes);
+        let volume = volumes.find(|(number, _)| path.ends_with(volume_place(*number)));
+        let is_meant = |disk: &&VirtualDisk| path == Path::new(&format!("{DISKS}{}", disk.serial));
+        let disk = || self.disks.iter().find(is_meant);
+        volume
+            .map(|(_, volume)| &volume.source)
+            .or_else(|| disk().map(|disk| &disk.source))
+            .map(PathBuf::as_path)
+    }
+}
+
+/// Where in the share the volume of this number is.
+fn volume_place(number: usize) -> String {
+    format!("volumes/{number}")
 }
 
 /// The serial number of the disk at this place.
@@ -345,6 +366,22 @@ mod tests {
         vcpus: 1,
         memory_mib: 256,
     };
+
+    #[test]
+    fn sources_in_the_guest_are_told_by_those_of_the_host() {
+        let plan = plan_with_disks(SMALL, &["/data:/mnt", "/other:/srv"], &["/image:/disk"]);
+
+        let plan = plan.unwrap();
+        let found = ["/mnt", "/srv", "/disk", "/dev"].map(|destination| {
+            let mut mounts = plan.spec.mounts().iter().flatten();
+            let mount = mounts.find(|mount| mount.destination() == Path::new(destination));
+            let source = mount.unwrap().source().as_deref().unwrap();
+            plan.host_source(source)
+        });
+
+        let expected = [Some("/data"), Some("/other"), Some("/image"), None];
+        assert_eq!(found, expected.map(|path| path.map(Path::new)));
+    }
 
     #[test]
     fn volume_is_shared_on_the_host_and_bound_in_the_guest() {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use coracle_devices::block::DiskFile;
 use coracle_network::Attachment;
 use coracle_oci::plan::{SandboxPlan, VirtualDisk};
 use coracle_vmm::{Disk, Net, VhostUser};
@@ -111,6 +112,9 @@ fn open_disk(disk: &VirtualDisk) -> Result<Disk<OwnedFd>> {
         }
         file
     };
+    // Locked from here on: the machine has the same file, and could only name its disk by number.
+    let ours = file.try_clone().with_context(what)?;
+    DiskFile::new(ours.into(), disk.read_only).with_context(what)?;
     Ok(Disk {
         file,
         read_only: disk.read_only,
@@ -185,6 +189,12 @@ mod tests {
         }
     }
 
+    fn image() -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        file
+    }
+
     /// A block device that is a file's; it goes with this.
     struct Loop {
         path: PathBuf,
@@ -193,8 +203,7 @@ mod tests {
 
     impl Loop {
         fn new() -> Self {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            file.as_file().set_len(1 << 20).unwrap();
+            let file = image();
             let made = Command::new("losetup")
                 .args(["--find", "--show"])
                 .arg(file.path())
@@ -293,9 +302,35 @@ mod tests {
     }
 
     #[test]
-    fn file_is_a_disk() {
+    fn disk_of_another_is_named() {
+        let file = image();
+        let _other = open_disk(&disk(file.path(), false)).unwrap();
+
+        let error = open_disk(&disk(file.path(), true)).unwrap_err();
+
+        let said = format!("{error:#}");
+        let start = format!(
+            "cannot use the disk {}: the disk is in use",
+            file.path().display()
+        );
+        assert!(said.starts_with(&start), "{said}");
+    }
+
+    #[test]
+    fn file_without_a_sector_is_no_disk() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let other = tempfile::NamedTempFile::new().unwrap();
+
+        let error = open_disk(&disk(file.path(), false)).unwrap_err();
+
+        let said = format!("{error:#}");
+        assert!(said.contains(&file.path().display().to_string()), "{said}");
+        assert!(said.contains("a disk of 0 bytes is not possible"), "{said}");
+    }
+
+    #[test]
+    fn file_is_a_disk() {
+        let file = image();
+        let other = image();
         File::set_permissions(other.as_file(), Permissions::from_mode(0o400)).unwrap();
 
         open_disk(&disk(file.path(), false)).unwrap();

@@ -2,6 +2,7 @@
 //! What is asked of a guest's agent until its container runs. No call outlives the guest: each is given up where the
 //! guest, its agent or the user's patience ends first.
 
+use std::cmp::Reverse;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,10 +12,11 @@ use coracle_agent_api::messages::{
     CreateContainerRequest, CreateSandboxRequest, StartProcessRequest,
 };
 use coracle_agent_api::{Call, CallError, Client, SHARE_TAG};
+use coracle_oci::plan::SandboxPlan;
 
 use super::listeners::StreamPorts;
 use super::patience::Patience;
-use crate::printable::shortened;
+use crate::printable::{printable, shortened};
 
 /// How long the agent may take for one call: longer than it gives itself.
 const CALL: Duration = Duration::from_secs(75);
@@ -35,6 +37,24 @@ pub struct CommandFailed {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(String);
+
+impl Refused {
+    /// The same in the user's words: the host's file or directory instead of the guest's name for it.
+    fn in_words_of(self, plan: &SandboxPlan) -> Self {
+        let mounts = plan.spec.mounts().iter().flatten();
+        let sources = mounts.filter_map(|mount| mount.source().as_deref());
+        let mut named: Vec<_> = sources
+            .filter_map(|guests| Some((guests.to_str()?, plan.host_source(guests)?)))
+            .collect();
+        // The name of the tenth begins as that of the first.
+        named.sort_by_key(|(guests, _)| Reverse(guests.len()));
+        let Self(mut message) = self;
+        for (guests, hosts) in named {
+            message = message.replace(guests, &printable(&hosts.to_string_lossy()));
+        }
+        Self(message)
+    }
+}
 
 /// A guest whose agent answers.
 pub struct Guest<'g> {
@@ -77,13 +97,15 @@ impl<'g> Guest<'g> {
             .map(drop)
     }
 
-    /// Makes the container, up to the start of its command.
+    /// Makes the container of `plan`, up to the start of its command.
     pub fn create(
         &mut self,
-        spec: Vec<u8>,
+        plan: &SandboxPlan,
         ports: StreamPorts,
         patience: &mut Patience,
     ) -> Result<()> {
+        let spec =
+            serde_json::to_vec(&plan.spec).context("cannot write the container's specification")?;
         let container = CreateContainerRequest {
             id: CONTAINER.into(),
             spec,
@@ -92,7 +114,11 @@ impl<'g> Guest<'g> {
             stderr_port: ports.stderr,
             ..Default::default()
         };
-        self.call(&container, patience).map(drop)
+        let made = self.call(&container, patience).map(drop);
+        made.map_err(|error| match error.downcast::<Refused>() {
+            Ok(refused) => refused.in_words_of(plan).into(),
+            Err(error) => error,
+        })
     }
 
     /// Starts the container's command.
@@ -128,5 +154,64 @@ pub fn failure(error: CallError) -> Error {
         }
         CallError::Status { .. } => anyhow!(shortened(&error.to_string())),
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use coracle_oci::image::ImageConfig;
+    use coracle_oci::plan::{Places, Request, VmShape};
+    use coracle_oci::spec::Overrides;
+    use coracle_oci::user::User;
+
+    use super::*;
+
+    #[test]
+    fn refusal_names_what_the_user_named() {
+        let volumes: Vec<_> = (0..11)
+            .map(|number| format!("/volume-{number}:/{number}").parse().unwrap())
+            .collect();
+        let nowhere = Path::new("/");
+        let plan = SandboxPlan::new(Request {
+            id: "one",
+            vm: VmShape {
+                vcpus: 1,
+                memory_mib: 256,
+            },
+            config: &ImageConfig::default(),
+            overrides: &Overrides {
+                command: vec!["true".into()],
+                ..Overrides::default()
+            },
+            user: &User::default(),
+            volumes: &volumes,
+            disks: &["/image:/mnt".parse().unwrap()],
+            places: Places {
+                lower: nowhere,
+                upper: nowhere,
+                work: nowhere,
+                share: nowhere,
+                guest_share: Path::new("/share"),
+            },
+        })
+        .unwrap();
+        let said = [
+            "cannot mount /share/volumes/10 on /10: it is",
+            "cannot mount /share/volumes/1 on /1: it is",
+            "cannot mount /dev/disk/by-id/virtio-disk0 on /mnt: it is",
+        ];
+
+        let told = said.map(|said| Refused(said.to_owned()).in_words_of(&plan).0);
+
+        assert_eq!(
+            told,
+            [
+                "cannot mount /volume-10 on /10: it is",
+                "cannot mount /volume-1 on /1: it is",
+                "cannot mount /image on /mnt: it is",
+            ]
+        );
     }
 }

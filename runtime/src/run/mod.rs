@@ -307,11 +307,9 @@ impl<'r> Run<'r> {
         ports: StreamPorts,
         patience: &mut Patience,
     ) -> Result<(Guest<'g>, Streams)> {
-        let spec = serde_json::to_vec(&self.plan.spec)
-            .context("cannot write the container's specification")?;
         let sandbox = network::sandbox(self.attachment.as_ref());
         guest.set_up(self.directory.id().as_str(), sandbox, patience)?;
-        guest.create(spec, ports, patience)?;
+        guest.create(&self.plan, ports, patience)?;
         Ok((guest, listeners.accept()?))
     }
 
