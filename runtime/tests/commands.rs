@@ -104,6 +104,36 @@ fn container_whose_record_cannot_be_read_is_listed_and_removed() {
 }
 
 #[test]
+fn one_that_is_not_there_hides_none_of_the_others() {
+    let host = host();
+
+    let inspected = coracle(&host, &["inspect", "nobody", "web"], Stdio::piped());
+
+    assert_eq!(inspected.status.code(), Some(125));
+    let found: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(found[0]["name"], "web");
+    let said = String::from_utf8(inspected.stderr).unwrap();
+    assert!(said.contains("there is no container 'nobody'"), "{said}");
+}
+
+#[test]
+fn container_that_has_ended_uses_nothing() {
+    let host = host();
+
+    let used = coracle(
+        &host,
+        &["stats", "--no-stream", "nobody", "web"],
+        Stdio::piped(),
+    );
+
+    assert_eq!(used.status.code(), Some(125));
+    assert_eq!(String::from_utf8_lossy(&used.stdout), "");
+    let said = String::from_utf8(used.stderr).unwrap();
+    assert!(said.contains("there is no container 'nobody'"), "{said}");
+    assert!(said.contains("container web is not running"), "{said}");
+}
+
+#[test]
 fn ordinary_user_is_not_told_that_there_are_no_containers() {
     let host = host();
     let program = host.path().join("coracle");

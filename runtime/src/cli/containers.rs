@@ -38,7 +38,7 @@ pub struct ExecArguments {
     /// Set an environment variable: KEY=VALUE, or KEY to hand on the caller's
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub env: Vec<String>,
-    /// Directory to start in [default: the container's]
+    /// Directory to start in, which has to be there [default: the container's]
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// User to run as: a name or a number of the image, optionally with a group [default: the container's]

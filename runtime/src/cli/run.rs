@@ -81,7 +81,7 @@ pub struct RunArguments {
         help_heading = "Inside the container"
     )]
     pub env: Vec<String>,
-    /// Working directory inside the container
+    /// Working directory inside the container, made if there is none
     #[arg(short, long, value_name = "DIR", help_heading = "Inside the container")]
     pub workdir: Option<String>,
     /// User to run as: a name or a number of the image, optionally with a group

@@ -4,21 +4,18 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::reach::containers;
+use super::reach::{containers, find_each};
 use crate::cli::{Directories, InspectArguments};
 use crate::container::{Found, State};
 use crate::print::print_json;
 
-/// Prints all that is known of containers.
+/// Prints all that is known of containers; says which of those that are named there are not.
 pub fn inspect(directories: &Directories, arguments: &InspectArguments) -> Result<u8> {
-    let containers = containers(directories);
-    let all = arguments
-        .containers
-        .iter()
-        .map(|name| containers.find(name).map(|found| value(&found)))
-        .collect::<Result<Vec<_>>>()?;
-    print_json(&all)?;
-    Ok(0)
+    let (found, status) = find_each(&containers(directories), &arguments.containers);
+    if !found.is_empty() {
+        print_json(&found.iter().map(value).collect::<Vec<_>>())?;
+    }
+    Ok(status)
 }
 
 /// A container, as JSON: what its record says, but for how it fares in truth.

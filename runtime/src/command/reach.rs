@@ -29,6 +29,21 @@ pub fn containers(directories: &Directories) -> Containers {
     Containers::new(directories.places())
 }
 
+/// The containers of these names, and the status to exit with: where one cannot be found, it is said why.
+pub fn find_each(containers: &Containers, names: &[String]) -> (Vec<Found>, u8) {
+    let mut status = 0;
+    let found = names.iter().filter_map(|name| {
+        let found = containers.find(name);
+        found
+            .inspect_err(|error| {
+                log::tell_failure(error);
+                status = EXIT_FAILURE;
+            })
+            .ok()
+    });
+    (found.collect(), status)
+}
+
 /// Connects to the process that runs a container.
 pub fn connect(found: &Found) -> Result<Connection> {
     let name = &found.record.name;

@@ -6,13 +6,15 @@ use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 
-use super::reach::{ask_within, at_once, containers};
+use super::reach::{ask_within, at_once, containers, find_each};
+use crate::EXIT_FAILURE;
 use crate::cli::{Directories, StatsArguments};
 use crate::container::{Containers, Found, Id, State};
 use crate::control::{Answer, Request, Usage};
+use crate::log;
 use crate::print::{unless_reader_left, write};
 use crate::table::{bytes, table};
 
@@ -29,23 +31,36 @@ struct Sample {
 
 /// Shows what running containers use.
 pub fn stats(directories: &Directories, arguments: &StatsArguments) -> Result<u8> {
-    unless_reader_left(show(directories, arguments)).map(|()| 0)
+    let containers = containers(directories);
+    let (named, mut status) = find_each(&containers, &arguments.containers);
+    // One that ends while it is watched is not told of.
+    let mut names = Vec::new();
+    for found in named {
+        match found.state {
+            State::Running { .. } | State::Starting { .. } => names.push(found.record.id),
+            _ => {
+                let error = anyhow!("container {} is not running", found.record.name);
+                log::tell_failure(&error);
+                status = EXIT_FAILURE;
+            }
+        }
+    }
+    if !arguments.containers.is_empty() && names.is_empty() {
+        return Ok(status);
+    }
+    unless_reader_left(show(&containers, &names, arguments)).map(|()| status)
 }
 
-fn show(directories: &Directories, arguments: &StatsArguments) -> Result<()> {
-    let containers = containers(directories);
-    // One that goes while it is watched is not told of.
-    for name in &arguments.containers {
-        containers.find(name)?;
-    }
+/// Shows those that are named, or all.
+fn show(containers: &Containers, named: &[Id], arguments: &StatsArguments) -> Result<()> {
     let mut before = HashMap::new();
     if arguments.no_stream {
         // Shares of processor time are those of a moment.
-        samples(&wanted(&containers, arguments)?, &mut before);
+        samples(&wanted(containers, named)?, &mut before);
         thread::sleep(PERIOD);
     }
     loop {
-        let found = wanted(&containers, arguments)?;
+        let found = wanted(containers, named)?;
         let now = Instant::now();
         let rows = samples(&found, &mut before);
         let mut text = String::new();
@@ -62,7 +77,7 @@ fn show(directories: &Directories, arguments: &StatsArguments) -> Result<()> {
         if arguments.no_stream {
             return Ok(());
         }
-        if found.is_empty() && !arguments.containers.is_empty() {
+        if found.is_empty() && !named.is_empty() {
             bail!("none of the containers is running any more");
         }
         thread::sleep(PERIOD.saturating_sub(now.elapsed()));
@@ -122,12 +137,12 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// The containers that are to be shown and run.
-fn wanted(containers: &Containers, arguments: &StatsArguments) -> Result<Vec<Found>> {
-    let mut found = match arguments.containers.as_slice() {
+fn wanted(containers: &Containers, named: &[Id]) -> Result<Vec<Found>> {
+    let mut found = match named {
         [] => containers.list()?,
-        names => names
+        ids => ids
             .iter()
-            .filter_map(|name| containers.find(name).ok())
+            .filter_map(|id| containers.find(id.as_str()).ok())
             .collect(),
     };
     found.retain(|found| matches!(found.state, State::Running { .. }));

@@ -74,10 +74,14 @@ impl RunDirectory {
                 continue;
             };
             // One that should have gone is in nobody's way.
-            let is_there = other.is_kept() || pair.is_run()? == Some(true);
-            if is_there && other.name == name.as_str() {
+            let is_run = pair.is_run()? == Some(true);
+            if (is_run || other.is_kept()) && other.name == name.as_str() {
+                let (state, force) = match is_run {
+                    true => (", which runs", "--force "),
+                    false => ("", ""),
+                };
                 bail!(
-                    "the name '{}' is that of container {id} (remove it with: coracle rm {0})",
+                    "the name '{0}' is that of container {id}{state} (remove it with: coracle rm {force}{0})",
                     name.as_str()
                 );
             }
@@ -172,7 +176,14 @@ mod tests {
             let mut record = running(directory.id().as_str(), "web");
 
             let error = directory.announce(Some(&name), &record).unwrap_err();
+            let lock = File::open(&pair.container).unwrap();
+            flock(&lock, FlockOperation::LockExclusive).unwrap();
+            let while_it_runs = directory.announce(Some(&name), &record).unwrap_err();
 
+            assert_eq!(
+                while_it_runs.to_string(),
+                "the name 'web' is that of container 0123456789ab, which runs (remove it with: coracle rm --force web)"
+            );
             assert_eq!(
                 error.to_string(),
                 "the name 'web' is that of container 0123456789ab (remove it with: coracle rm web)"
