@@ -205,14 +205,15 @@ impl Attachment {
         // No earlier than the taps.
         self.guards.clear();
         self.namespace = None;
-        if let Err(error) = removed {
-            // Whatever could be removed is; shared things are the next one's.
-            drop(machine);
-            return Err(error);
-        }
         let common = CommonLock::take(&self.config)?;
-        machine.forget(&common)?;
-        remove_shared_locked(&self.config, &common)
+        let settled = match removed {
+            Ok(()) => machine.forget(&common),
+            Err(error) => {
+                drop(machine);
+                Err(error)
+            }
+        };
+        settled.and(remove_shared_locked(&self.config, &common))
     }
 
     fn make(&mut self, request: &Request<'_>) -> Result<(), NetworkError> {
@@ -320,7 +321,17 @@ impl Attachment {
         let (Some(network), Some(namespace)) = (self.record.cni.last_mut(), &self.namespace) else {
             return Ok(());
         };
-        cni::add(request.config, request.id, network, path, request.cancel)?;
+        let added = cni::add(request.config, request.id, network, path, request.cancel);
+        if let Err(NetworkError::PluginStart { plugin, .. }) = &added
+            && network.begins_with(plugin)
+        {
+            // None was run: there is nothing to undo.
+            self.record.cni.pop();
+        }
+        added?;
+        let Some(network) = self.record.cni.last() else {
+            return Ok(());
+        };
         let joined = cni::join(namespace, network, index, &mut self.joined_links)?;
         self.interfaces.extend(joined.interfaces);
         self.routes.extend(joined.routes);
@@ -363,7 +374,8 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         if let Err(error) = self.take_down() {
-            tracing::error!("network of {}: {}", self.id, with_causes(&error));
+            // It stays remembered: whoever tries next is told.
+            tracing::info!("network of {}: {}", self.id, with_causes(&error));
         }
     }
 }
@@ -411,18 +423,30 @@ pub(crate) fn metric(index: usize) -> Option<u32> {
     })
 }
 
-/// Removes what a killed process left, and forgets it.
+/// What becomes of what cannot be removed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Kept,
+    Forgotten,
+}
+
+/// Removes what a killed process left, and forgets it. Gives what could not be removed and was forgotten all the same.
 pub(crate) fn remove(
     config: &NetworkConfig,
     id: &str,
     machine: Machine,
-) -> Result<(), NetworkError> {
+    rest: Rest,
+) -> Result<Option<NetworkError>, NetworkError> {
     let record = machine.read()?;
-    remove_recorded(config, id, &record, None)?;
+    let removed = remove_recorded(config, id, &record, None);
     wait_for_taps(id)?;
     let common = CommonLock::take(config)?;
-    machine.forget(&common)?;
-    remove_shared_locked(config, &common)
+    let settled = match removed {
+        Err(error) if rest == Rest::Kept => Err(machine.keep(id, record, error)),
+        removed => machine.forget(&common).map(|()| removed.err()),
+    };
+    let shared = remove_shared_locked(config, &common);
+    settled.and_then(|stays| shared.map(|()| stays))
 }
 
 /// Waits a while for a killed machine's taps to go: they go with the machine's process, which may still be dying, and what

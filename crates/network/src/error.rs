@@ -116,6 +116,16 @@ pub enum NetworkError {
         id: String,
     },
 
+    /// What is left of a machine cannot be removed, as its caller was told before.
+    #[error("what is left of the network of {id:?} still cannot be removed")]
+    StillLeft {
+        /// The id.
+        id: String,
+        /// Why not.
+        #[source]
+        source: Box<NetworkError>,
+    },
+
     /// The state directory, or something in it.
     #[error("{path}: cannot {action}")]
     State {
@@ -311,9 +321,7 @@ pub enum NetworkError {
     },
 
     /// A CNI plugin is not installed.
-    #[error(
-        "CNI plugin {plugin:?} of network {network:?} is not in {directories}: install the package containernetworking-plugins"
-    )]
+    #[error("CNI plugin {plugin:?} of network {network:?} is not in {directories}{hint}")]
     PluginMissing {
         /// The plugin's type.
         plugin: String,
@@ -321,6 +329,20 @@ pub enum NetworkError {
         network: String,
         /// Where was looked.
         directories: String,
+        /// What would help, if that is known.
+        hint: &'static str,
+    },
+
+    /// A CNI plugin is there, and cannot be started.
+    #[error("CNI plugin {plugin:?} of network {network:?} cannot be started")]
+    PluginStart {
+        /// The plugin's type.
+        plugin: String,
+        /// The network.
+        network: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
     },
 
     /// A CNI plugin says that it failed, or failed without a word.

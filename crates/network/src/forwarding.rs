@@ -14,7 +14,7 @@ use crate::firewall::{self, PREFIX};
 use crate::netlink::Socket;
 use crate::netlink::link::Link;
 use crate::request::NetworkConfig;
-use crate::state::{CommonLock, leftovers, replace_file};
+use crate::state::{CommonLock, is_any_attached, replace_file};
 use crate::sysctl;
 
 /// What was changed.
@@ -76,13 +76,13 @@ pub(crate) fn turn_on(
 pub(crate) fn turn_off(
     config: &NetworkConfig,
     filter: &mut Socket,
-    _common: &CommonLock,
+    common: &CommonLock,
 ) -> Result<(), NetworkError> {
     let Some(change) = read(config) else {
         return Ok(());
     };
     // Some networks of machines that are left need it too.
-    if !leftovers(config)?.is_empty() {
+    if is_any_attached(config, common)? {
         return Ok(());
     }
     let newcomer = forwarders(filter)?

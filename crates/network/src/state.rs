@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::attachment::Rest;
 use crate::cni::CniAttachment;
 use crate::error::NetworkError;
 use crate::port::PortMapping;
@@ -44,6 +45,8 @@ pub(crate) struct Record {
     pub(crate) cni: Vec<CniAttachment>,
     /// Ports of Open vSwitch bridges.
     pub(crate) ovs: Vec<OvsPort>,
+    /// Somebody was told that it cannot all be removed.
+    told: bool,
 }
 
 /// A port that Open vSwitch's database holds.
@@ -166,6 +169,22 @@ impl Machine {
         replace_file(&path, &bytes, must_last).map_err(failed(&path, "write it"))
     }
 
+    /// Keeps what could not be removed for another try; gives what to tell of it.
+    pub(crate) fn keep(self, id: &str, mut record: Record, error: NetworkError) -> NetworkError {
+        if record.told {
+            return NetworkError::StillLeft {
+                id: id.to_owned(),
+                source: Box::new(error),
+            };
+        }
+        record.told = true;
+        if let Err(error) = self.write(&record) {
+            // Then it is told again.
+            tracing::debug!("{error}");
+        }
+        error
+    }
+
     /// Forgets the machine: there is nothing left to remove.
     pub(crate) fn forget(self, _common: &CommonLock) -> Result<(), NetworkError> {
         match fs::remove_dir_all(&self.directory) {
@@ -203,12 +222,50 @@ pub fn leftovers(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
 /// # Errors
 ///
 /// [`NetworkError::InUse`] where the process lives; otherwise what could not be removed: it stays remembered, so that this
-/// can be tried again.
+/// can be tried again. Where that fails once more, it is [`NetworkError::StillLeft`].
 pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
+    remove(id, config, Rest::Kept).map(drop)
+}
+
+/// As [`remove_leftovers`], for the last time: what cannot be removed is forgotten. Gives why it could not be.
+///
+/// # Errors
+///
+/// [`NetworkError::InUse`] where the process lives; otherwise why there is no forgetting it.
+pub fn give_up(id: &str, config: &NetworkConfig) -> Result<Option<NetworkError>, NetworkError> {
+    remove(id, config, Rest::Forgotten)
+}
+
+fn remove(
+    id: &str,
+    config: &NetworkConfig,
+    rest: Rest,
+) -> Result<Option<NetworkError>, NetworkError> {
     match Machine::take_existing(config, id)? {
-        Some(machine) => attachment::remove(config, id, machine),
-        None => attachment::remove_shared(config),
+        Some(machine) => attachment::remove(config, id, machine, rest),
+        None => attachment::remove_shared(config).map(|()| None),
     }
+}
+
+/// Whether any machine is attached.
+pub(crate) fn is_any_attached(
+    config: &NetworkConfig,
+    _common: &CommonLock,
+) -> Result<bool, NetworkError> {
+    for id in leftovers(config)? {
+        let path = machines(config).join(id).join("alive");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::open(&path, flags, Mode::empty()).map(File::from) {
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(failed(&path, "open it")(error.into())),
+            // Nobody else takes it without the common lock.
+            Ok(alive) => match try_lock(&alive).map_err(failed(&path, "lock it"))? {
+                true => drop(Lock(alive)),
+                false => return Ok(true),
+            },
+        }
+    }
+    Ok(false)
 }
 
 /// Removes what all machines whose processes were killed left behind, and gives the ids of those that there were.

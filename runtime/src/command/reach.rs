@@ -133,7 +133,12 @@ pub fn for_each(
     act: impl Fn(Found) -> Result<()> + Sync,
 ) -> Result<u8> {
     let containers = containers(directories);
-    let outcomes = at_once(names, |name| containers.find(name).and_then(&act));
+    for_each_name(names, |name| containers.find(name).and_then(&act))
+}
+
+/// As [`for_each`], by the names alone.
+pub fn for_each_name(names: &[String], act: impl Fn(&str) -> Result<()> + Sync) -> Result<u8> {
+    let outcomes = at_once(names, |name| act(name));
     let outcomes = RefCell::new(outcomes.into_iter());
     each(names, |_| outcomes.borrow_mut().next().unwrap_or(Ok(())))
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::ending::{CLEARING_UP, put_to_death};
-use super::reach::{for_each, wait_until_dead};
+use super::reach::{containers, for_each_name, wait_until_dead};
 use crate::cli::{Directories, RmArguments};
 use crate::config::Config;
 use crate::container::{Found, Places};
@@ -12,7 +12,13 @@ use crate::container::{Found, Places};
 /// Removes containers that have ended.
 pub fn rm(directories: &Directories, config: &Config, arguments: &RmArguments) -> Result<u8> {
     let places = directories.places().with_networks(config);
-    for_each(directories, &arguments.containers, |mut found| {
+    let containers = containers(directories);
+    for_each_name(&arguments.containers, |name| {
+        let mut found = match containers.find(name) {
+            // Of one that is gone there may be a network that nothing could remove.
+            Err(_) if places.give_up_network(name)? => return Ok(()),
+            found => found?,
+        };
         let name = found.record.name.clone();
         if found.state.is_alive() && !arguments.force {
             bail!(

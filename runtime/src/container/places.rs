@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use coracle_network::{NetworkConfig, NetworkError, leftovers, remove_leftovers};
+use anyhow::{Context, Error, Result, bail};
+use coracle_network::{NetworkConfig, NetworkError, give_up, leftovers, remove_leftovers};
 use coracle_oci::own_directory;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
@@ -137,13 +137,16 @@ impl Places {
     /// # Errors
     ///
     /// The first that could not be removed; the rest is, as far as it can be. What is left of a network stays
-    /// remembered, and whatever else there is, until the next sweep.
+    /// remembered, and whatever else there is, until the next sweep; of a network that is told once.
     pub fn clear(&self, id: &Id) -> Result<()> {
         let pair = self.directories(id);
         let _turn = pair.take_turn()?;
         let network = self.remove_network(id);
         pair.clear()?;
-        network
+        match network {
+            Err(NetworkError::StillLeft { .. }) => Ok(()),
+            network => network.with_context(|| format!("not all of its network {}", goes(id))),
+        }
     }
 
     /// Removes all there is of a container that nobody runs.
@@ -157,10 +160,32 @@ impl Places {
         let network = self.remove_network(id);
         let _claim = pair.claim()?;
         pair.remove()?;
-        network.context("it is removed, but not all of its network, as the next run tries again")
+        network.with_context(|| format!("it is removed, but not all of its network {}", goes(id)))
     }
 
-    fn remove_network(&self, id: &Id) -> Result<()> {
+    /// Forgets what is left of the network of a container that is gone, if it cannot be removed. Says whether there was
+    /// any.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be forgotten.
+    pub fn give_up_network(&self, id: &str) -> Result<bool> {
+        let id: Id = match id.parse() {
+            Ok(id) if !Record::is_in(&self.directories(&id).container) => id,
+            _ => return Ok(false),
+        };
+        let remembered = leftovers(&self.network)?;
+        if !remembered.iter().any(|other| other == id.as_str()) {
+            return Ok(false);
+        }
+        if let Some(error) = give_up(id.as_str(), &self.network)? {
+            let error = Error::new(error);
+            log::tell_failure(&error.context(format!("what is left of the network of {id} stays")));
+        }
+        Ok(true)
+    }
+
+    fn remove_network(&self, id: &Id) -> Result<(), NetworkError> {
         let remembered = leftovers(&self.network)?;
         if !remembered.iter().any(|other| other == id.as_str()) {
             return Ok(());
@@ -168,8 +193,13 @@ impl Places {
         // What a killed run had open is closed piece by piece: what tells of its end before this lock.
         let is_free = |removed: &_| !matches!(removed, Err(NetworkError::InUse { .. }));
         let remove = || remove_leftovers(id.as_str(), &self.network);
-        Ok(until(DYING, remove, is_free)?)
+        until(DYING, remove, is_free)
     }
+}
+
+/// What becomes of a network that cannot be removed.
+fn goes(id: &Id) -> String {
+    format!("can be removed; later runs try again, until: coracle rm {id}")
 }
 
 /// The directories of one container.
@@ -426,18 +456,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_swept_up_is_told() {
-        alone(what_cannot_be_swept_up_is_told, || {
-            let host = Host::new();
+    fn what_cannot_be_swept_up_is_told_once() {
+        alone(what_cannot_be_swept_up_is_told_once, || {
+            let (host, _) = host_with_plugin();
             host.run(ID);
-            remember_network(&host, "nosuch");
+            remember_stubborn_network(&host);
 
             let told = host.places.sweep().unwrap();
+            let told_again = host.places.sweep().unwrap();
 
-            let expected =
-                format!("coracle: cannot clear up after container {ID}: CNI plugin \"nosuch\"");
-            assert!(told.starts_with(&expected), "{told}");
+            let expected = format!("coracle: cannot clear up after container {ID}: not all of");
+            assert!(
+                told.starts_with(&expected) && told.contains("stubborn"),
+                "{told}"
+            );
             assert_eq!(told.lines().count(), 1);
+            assert_eq!(told_again, "");
         });
     }
 
@@ -576,20 +610,66 @@ exec ./tell"#;
         assert!(!machine.exists());
     }
 
+    /// What is left of a network whose plugin fails.
+    fn remember_stubborn_network(host: &Host) -> PathBuf {
+        let plugin = host.places.network.cni_plugins[0].join("stubborn");
+        write_script(&plugin, "#!/bin/sh\nexit 1\n");
+        remember_network(host, "stubborn")
+    }
+
     #[test]
     fn network_that_cannot_be_removed_is_told_and_not_forgotten() {
         let (host, told) = host_with_plugin();
         let pair = host.run(ID);
-        let machine = remember_network(&host, "nosuch");
+        let machine = remember_stubborn_network(&host);
 
         let error = host.places.remove(&id()).unwrap_err();
 
-        assert!(format!("{error:#}").contains("nosuch"), "{error:#}");
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("stubborn") && error.contains("coracle rm 0123456789ab"),
+            "{error}"
+        );
         assert!(!pair.container.exists());
         assert!(machine.exists());
         remember_network(&host, "tell");
         host.sweep();
         assert!(told.exists() && !machine.exists());
+    }
+
+    #[test]
+    fn network_that_cannot_be_removed_is_told_by_the_first_that_tries() {
+        let (host, _) = host_with_plugin();
+        host.run(ID);
+        let machine = remember_stubborn_network(&host);
+
+        let first = host.places.clear(&id()).unwrap_err();
+        host.places.clear(&id()).unwrap();
+
+        let first = format!("{first:#}");
+        assert!(
+            first.starts_with(
+                "not all of its network can be removed; later runs try again, until: coracle rm 0123456789ab: CNI"
+            ),
+            "{first}"
+        );
+        assert!(machine.exists());
+    }
+
+    #[test]
+    fn network_of_a_container_that_is_gone_is_given_up() {
+        let (host, _) = host_with_plugin();
+        let pair = host.run(ID);
+        let machine = remember_stubborn_network(&host);
+        running(ID, "web").write(&pair.container).unwrap();
+
+        let with_container = host.places.give_up_network(ID).unwrap();
+        let removed = host.places.remove(&id());
+        let without = host.places.give_up_network(ID).unwrap();
+        let again = host.places.give_up_network(ID).unwrap();
+
+        assert!(removed.is_err() && !machine.exists());
+        assert_eq!((with_container, without, again), (false, true, false));
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl CniAttachment {
         self.list.validate()
     }
 
+    /// Whether its first plugin is of this type, and no other is.
+    pub(crate) fn begins_with(&self, plugin: &str) -> bool {
+        let mut kinds = self.list.plugins().iter().map(config::plugin_type);
+        kinds.next() == Some(plugin) && !kinds.any(|kind| kind == plugin)
+    }
+
     /// What the last plugin said, as far as it was valid.
     pub(crate) fn result(&self) -> CniResult {
         self.result
@@ -74,7 +80,7 @@ impl CniAttachment {
     }
 }
 
-/// Finds the configuration; says whether its plugins publish the ports.
+/// Finds the configuration and its plugins; says whether its plugins publish the ports.
 pub(crate) fn plan(
     config: &NetworkConfig,
     name: &str,
@@ -82,6 +88,10 @@ pub(crate) fn plan(
     arguments: &Arguments<'_>,
 ) -> Result<(CniAttachment, bool), NetworkError> {
     let list = ConfigurationList::find(&config.cni_configurations, name)?;
+    // Before any of them is run: then there is nothing to undo.
+    for plugin in list.plugins() {
+        plugin::find(config, list.name(), config::plugin_type(plugin))?;
+    }
     let publishes = list.has_capability("portMappings");
     let mut capabilities = Map::new();
     if publishes && !arguments.ports.is_empty() {
@@ -222,7 +232,8 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Runs the plugins in reverse order (CNI `DEL`): all of them, whichever fails. The namespace may be gone.
+/// Runs the plugins in reverse order (CNI `DEL`): all of them, whichever fails. The namespace may be gone. A plugin that is
+/// gone together with the configuration of its network is given up: nobody is about to bring it back.
 pub(crate) fn delete(
     config: &NetworkConfig,
     id: &str,
@@ -245,9 +256,25 @@ pub(crate) fn delete(
             cancel: None,
         }
         .run(config, plugin, &network.input(plugin, previous));
-        if let Err(error) = result {
-            first_error.get_or_insert(error);
+        match result {
+            Err(error @ NetworkError::PluginMissing { .. }) if !is_configured(config, network) => {
+                tracing::warn!(
+                    "{error}, nor is it configured any more: what it made for {id} stays"
+                );
+            }
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+            Ok(_) => {}
         }
     }
     first_error.map_or(Ok(()), Err)
+}
+
+/// Whether there may still be a configuration of this name.
+fn is_configured(config: &NetworkConfig, network: &CniAttachment) -> bool {
+    !matches!(
+        ConfigurationList::find(&config.cni_configurations, network.network()),
+        Err(NetworkError::NoConfiguration { .. })
+    )
 }

@@ -25,6 +25,29 @@ const MAX_COMPLAINT: usize = 16 << 10;
 /// Where plugins find `iptables` and the like if the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The plugins of Debian's package, and how to come by them.
+const PACKAGED: [&str; 18] = [
+    "bandwidth",
+    "bridge",
+    "dhcp",
+    "dummy",
+    "firewall",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+    "vlan",
+    "vrf",
+];
+const INSTALL: &str = ": install the package containernetworking-plugins";
+
 /// What is asked of a plugin.
 pub(super) struct Invocation<'a> {
     pub(super) command: &'static str,
@@ -55,7 +78,7 @@ impl Invocation<'_> {
         input: &Value,
     ) -> Result<Value, NetworkError> {
         let kind = plugin_type(plugin);
-        let program = self.find(config, kind)?;
+        let program = find(config, self.network, kind)?;
         let mut command = Command::new(&program);
         for (variable, _) in
             env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CNI_"))
@@ -96,19 +119,6 @@ impl Invocation<'_> {
         })
     }
 
-    fn find(&self, config: &NetworkConfig, kind: &str) -> Result<PathBuf, NetworkError> {
-        config
-            .cni_plugins
-            .iter()
-            .map(|directory| directory.join(kind))
-            .find(|path| is_program(path))
-            .ok_or_else(|| NetworkError::PluginMissing {
-                plugin: kind.to_owned(),
-                network: self.network.to_owned(),
-                directories: joined(&config.cni_plugins),
-            })
-    }
-
     fn no_answer(&self, kind: &str, cause: Cause) -> NetworkError {
         match cause {
             Cause::Deadline(deadline) => NetworkError::PluginTimeout {
@@ -123,6 +133,11 @@ impl Invocation<'_> {
             Cause::Cancelled => NetworkError::Cancelled {
                 plugin: kind.to_owned(),
                 network: self.network.to_owned(),
+            },
+            Cause::Start(source) => NetworkError::PluginStart {
+                plugin: kind.to_owned(),
+                network: self.network.to_owned(),
+                source,
             },
             other => self.failed(kind, format!("it {other}")),
         }
@@ -145,6 +160,29 @@ impl Invocation<'_> {
             reason,
         }
     }
+}
+
+/// The program of a plugin of this kind.
+pub(super) fn find(
+    config: &NetworkConfig,
+    network: &str,
+    kind: &str,
+) -> Result<PathBuf, NetworkError> {
+    let directories = &config.cni_plugins;
+    directories
+        .iter()
+        .map(|directory| directory.join(kind))
+        .find(|path| is_program(path))
+        .ok_or_else(|| {
+            let would_help =
+                PACKAGED.contains(&kind) || !directories.iter().any(|directory| directory.is_dir());
+            NetworkError::PluginMissing {
+                plugin: kind.to_owned(),
+                network: network.to_owned(),
+                directories: joined(directories),
+                hint: if would_help { INSTALL } else { "" },
+            }
+        })
 }
 
 fn is_program(path: &Path) -> bool {

@@ -6,11 +6,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use coracle_network::{Addressing, NetworkError, leftovers, remove_leftovers};
+use coracle_network::{Addressing, NetworkError, give_up, leftovers, remove_leftovers};
 use serde_json::{Value, json};
 
 use crate::holder::Holder;
-use crate::world::{PATIENCE, Space, World, frames_for_the_guest, run, set_sysctl};
+use crate::world::{
+    PATIENCE, Space, World, forwarding, frames_for_the_guest, our_tables, run, set_sysctl,
+};
 
 tests![
     plugins_run_in_order_and_back,
@@ -27,11 +29,15 @@ tests![
     plugin_that_complains_without_end_is_cut,
     plugin_that_makes_nothing_is_told,
     plugin_that_is_missing_is_told,
+    plugin_that_is_missing_leaves_nothing_to_undo,
     plugin_that_is_no_program_is_told,
     network_that_is_missing_is_told_with_those_there_are,
     interface_of_an_unknown_kind_is_refused_by_name,
     failed_chain_is_taken_down_whole,
     what_could_not_be_removed_stays_remembered,
+    what_cannot_be_removed_is_told_once_and_can_be_given_up,
+    host_forwards_for_no_machine_that_is_only_remembered,
+    plugin_that_is_gone_with_its_configuration_is_given_up,
     killed_machine_is_taken_down_by_its_record,
     capabilities_are_given_to_those_that_have_them,
     address_that_no_plugin_can_give_is_refused,
@@ -315,13 +321,39 @@ fn plugin_that_is_missing_is_told() {
     let mut world = World::new();
     network(&mut world, &[("first", WORKS)]);
     fs::remove_file(world.path("plugins/first")).unwrap();
+    world.configure("packaged", &json!([{"type": "macvlan"}]));
 
-    let error = world.refusal("vm", &["net"], &[]).to_string();
+    let [other, packaged] =
+        ["net", "packaged"].map(|network| world.refusal("vm", &[network], &[]).to_string());
+    fs::remove_dir_all(world.path("plugins")).unwrap();
+    let without_directory = world.refusal("vm", &["net"], &[]).to_string();
+
+    let plugins = world.path("plugins").display().to_string();
+    let package = ": install the package containernetworking-plugins";
+    assert_eq!(
+        other,
+        format!(r#"CNI plugin "first" of network "net" is not in {plugins}"#)
+    );
+    assert_eq!(
+        packaged,
+        format!(r#"CNI plugin "macvlan" of network "packaged" is not in {plugins}{package}"#)
+    );
+    assert_eq!(without_directory, other + package);
+}
+
+fn plugin_that_is_missing_leaves_nothing_to_undo() {
+    let mut world = World::new();
+    network(&mut world, &[("first", WORKS), ("second", PASSES_ON)]);
+    fs::remove_file(world.path("plugins/second")).unwrap();
+
+    let error = world.refusal("vm", &["net"], &[]);
 
     assert!(
-        error.contains("install the package containernetworking-plugins"),
+        matches!(error, NetworkError::PluginMissing { .. }),
         "{error}"
     );
+    assert_eq!(log(&world), [""; 0]);
+    assert!(world.remembered().is_empty());
 }
 
 fn plugin_that_is_no_program_is_told() {
@@ -331,7 +363,11 @@ fn plugin_that_is_no_program_is_told() {
 
     let error = world.refusal("vm", &["net"], &[]).to_string();
 
-    assert!(error.contains("it cannot be started"), "{error}");
+    assert_eq!(
+        error,
+        r#"CNI plugin "first" of network "net" cannot be started"#
+    );
+    assert!(world.remembered().is_empty());
 }
 
 fn network_that_is_missing_is_told_with_those_there_are() {
@@ -418,6 +454,65 @@ fn what_could_not_be_removed_stays_remembered() {
             .filter(|line| *line == "DEL first")
             .count(),
         2
+    );
+    assert!(world.remembered().is_empty());
+}
+
+fn what_cannot_be_removed_is_told_once_and_can_be_given_up() {
+    let mut world = World::new();
+    network(&mut world, &[("first", "exit 1")]);
+    let refusal = world.refusal("vm", &["net"], &[]);
+
+    let told = remove_leftovers("vm", &world.config).unwrap_err();
+    let again = remove_leftovers("vm", &world.config).unwrap_err();
+    let remembered = world.remembered();
+    let given_up = give_up("vm", &world.config).unwrap();
+
+    assert!(
+        matches!(refusal, NetworkError::PluginFailed { command: "ADD", .. }),
+        "{refusal}"
+    );
+    assert!(
+        matches!(told, NetworkError::PluginFailed { command: "DEL", .. }),
+        "{told}"
+    );
+    assert!(matches!(again, NetworkError::StillLeft { .. }), "{again}");
+    assert_eq!(remembered, ["vm"]);
+    assert!(matches!(
+        given_up,
+        Some(NetworkError::PluginFailed { command: "DEL", .. })
+    ));
+    assert!(world.remembered().is_empty());
+}
+
+fn host_forwards_for_no_machine_that_is_only_remembered() {
+    let mut world = World::new();
+    network(&mut world, &[("first", "exit 1")]);
+    let attachment = world.attach("web", &["host-nat"], &[]);
+    world.refusal("vm", &["net"], &[]);
+
+    attachment.detach().unwrap();
+
+    assert_eq!(world.remembered(), ["vm"]);
+    assert_eq!(
+        (forwarding(), our_tables().len()),
+        (["0", "0"].map(str::to_owned), 0)
+    );
+}
+
+fn plugin_that_is_gone_with_its_configuration_is_given_up() {
+    let mut world = World::new();
+    network(&mut world, &[("first", WORKS), ("second", PASSES_ON)]);
+    Holder::start(&world, "vm", "net", &[]).kill();
+    fs::remove_file(world.path("plugins/second")).unwrap();
+
+    let while_configured = remove_leftovers("vm", &world.config).unwrap_err();
+    fs::remove_file(world.configuration("net")).unwrap();
+    remove_leftovers("vm", &world.config).unwrap();
+
+    assert!(
+        matches!(while_configured, NetworkError::PluginMissing { .. }),
+        "{while_configured}"
     );
     assert!(world.remembered().is_empty());
 }
