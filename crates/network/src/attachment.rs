@@ -536,6 +536,8 @@ impl Request<'_> {
                 Network::None | Network::HostNat => {}
             }
         }
+        publish::check(self.ports)?;
+        self.dns.check()?;
         check_addressing(
             self.networks.first().unwrap_or(&Network::None),
             self.addressing,

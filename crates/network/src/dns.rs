@@ -6,6 +6,8 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
 
+use crate::error::NetworkError;
+use crate::name::shorten;
 use crate::request::NetworkConfig;
 
 /// A resolver configuration larger than this is read no further.
@@ -40,6 +42,25 @@ pub struct DnsOverrides {
     pub search: Vec<String>,
     /// Options.
     pub options: Vec<String>,
+}
+
+impl DnsOverrides {
+    /// Refuses what would be more than it says once it is written down.
+    pub(crate) fn check(&self) -> Result<(), NetworkError> {
+        let words = [
+            ("search domain", &self.search),
+            ("resolver option", &self.options),
+        ];
+        for (what, words) in words {
+            if let Some(word) = words.iter().find(|word| !is_word(word)) {
+                return Err(NetworkError::BadDns {
+                    what,
+                    text: shorten(word),
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Dns {
@@ -252,6 +273,28 @@ mod tests {
 
         assert_eq!(dns.nameservers, servers(&["192.0.2.2"]));
         assert_eq!(dns.search, ["user.example"]);
+    }
+
+    #[rstest]
+    #[case::line("a.example\nnameserver 192.0.2.9")]
+    #[case::nothing("")]
+    #[case::two("a.example b.example")]
+    #[case::comment("a.example;b")]
+    #[case::long(&"a".repeat(256))]
+    fn what_is_not_one_word_is_refused(#[case] word: &str) {
+        let search = DnsOverrides {
+            search: vec!["a.example".into(), word.into()],
+            ..DnsOverrides::default()
+        };
+        let option = DnsOverrides {
+            options: vec![word.into()],
+            ..DnsOverrides::default()
+        };
+
+        let errors = [search, option].map(|overrides| overrides.check().unwrap_err().to_string());
+
+        assert!(errors[0].starts_with("search domain \""), "{}", errors[0]);
+        assert!(errors[1].starts_with("resolver option \""), "{}", errors[1]);
     }
 
     #[test]

@@ -53,6 +53,17 @@ pub enum NetworkError {
         text: String,
     },
 
+    /// What a resolver is to be told would be something else in a resolv.conf.
+    #[error(
+        "{what} {text:?} is not one word of a resolv.conf: 1 to 255 ASCII characters without spaces, '#' and ';'"
+    )]
+    BadDns {
+        /// What it was to be.
+        what: &'static str,
+        /// The text.
+        text: String,
+    },
+
     /// The text is no port mapping.
     #[error(
         "port mapping {text:?}: {reason}; write [ADDRESS:][HOST_PORT:]PORT[/tcp|/udp], ranges as FIRST-LAST"
@@ -93,6 +104,43 @@ pub enum NetworkError {
         protocol: &'static str,
         /// Who has it, if /proc says.
         by: Option<String>,
+    },
+
+    /// Another machine has the port.
+    #[error("port {address}:{port}/{protocol} of this host is in use by machine {id}")]
+    PortOfMachine {
+        /// The host's address, as in a URL.
+        address: String,
+        /// The port.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The machine's id.
+        id: String,
+    },
+
+    /// Two mappings of one machine name the same port.
+    #[error("port {port}/{protocol} of this host is named twice: {mappings}")]
+    PortTwice {
+        /// The port.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The two mappings.
+        mappings: String,
+    },
+
+    /// The host has no such address.
+    #[error(
+        "port {address}:{port}/{protocol} cannot be published: no interface of this host has the address {address}"
+    )]
+    NoSuchAddress {
+        /// The address, as in a URL.
+        address: String,
+        /// The port.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: &'static str,
     },
 
     /// The port cannot be held.
@@ -301,7 +349,9 @@ pub enum NetworkError {
     },
 
     /// No CNI configuration has this name.
-    #[error("no CNI network {name:?} is configured in {directories}; {known}")]
+    #[error(
+        "no CNI network {name:?} is configured in {directories}, {known}; other networks are: none, host-nat, bridge:BRIDGE, tap:INTERFACE"
+    )]
     NoConfiguration {
         /// The name.
         name: String,

@@ -24,6 +24,14 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// As in text.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
     /// The number in IP headers.
     pub(crate) const fn number(self) -> u8 {
         match self {
@@ -35,10 +43,7 @@ impl Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
+        formatter.write_str(self.name())
     }
 }
 
@@ -82,6 +87,23 @@ impl PortMapping {
             count: 1,
             ..self
         })
+    }
+
+    /// The first port of the host that both name and only one can have. Both were checked.
+    pub(crate) fn collides(self, other: Self) -> Option<u16> {
+        let is_any = |address: IpAddr| address.is_unspecified();
+        let meet = match (self.host_address, other.host_address) {
+            (Some(one), Some(other)) => {
+                one == other || one.is_ipv4() == other.is_ipv4() && (is_any(one) || is_any(other))
+            }
+            // Every address of both families.
+            _ => true,
+        };
+        let last = |first: u16, count: u16| first.saturating_add(count.saturating_sub(1));
+        let (mine, others) = (self.host_port?, other.host_port?);
+        let first = mine.max(others);
+        let is_in_both = first <= last(mine, self.count) && first <= last(others, other.count);
+        (meet && is_in_both && self.protocol == other.protocol).then_some(first)
     }
 
     /// Refuses what [`FromStr`] could not have made: fields are public.
@@ -313,6 +335,28 @@ mod tests {
     #[case(mapping(None, None, 1, 0, Protocol::Tcp))]
     fn mapping_beyond_the_last_port_is_refused(#[case] mapping: PortMapping) {
         assert!(mapping.check().is_err());
+    }
+
+    #[rstest]
+    #[case("80:80", "80:81", Some(80))]
+    #[case("80:80", "127.0.0.1:80:81", Some(80))]
+    #[case("0.0.0.0:80:80", "127.0.0.1:80:81", Some(80))]
+    #[case("0.0.0.0:80:80", "[::]:80:81", None)]
+    #[case("127.0.0.1:80:80", "127.0.0.2:80:80", None)]
+    #[case("[::]:80:80", "[::1]:80:80", Some(80))]
+    #[case("80:80", "80:80/udp", None)]
+    #[case("8000-8010:1-11", "8010-8020:1-11", Some(8010))]
+    #[case("8000-8010:1-11", "8011-8020:1-10", None)]
+    #[case("8005:1", "8000-8010:1-11", Some(8005))]
+    #[case("65535:1", "65534-65535:1-2", Some(65535))]
+    #[case("80", "80", None)]
+    fn mappings_collide_where_only_one_can_have_the_port(
+        #[case] one: PortMapping,
+        #[case] other: PortMapping,
+        #[case] expected: Option<u16>,
+    ) {
+        assert_eq!(one.collides(other), expected);
+        assert_eq!(other.collides(one), expected);
     }
 
     proptest! {

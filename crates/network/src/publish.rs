@@ -43,8 +43,11 @@ pub(crate) struct Held {
     _sockets: Vec<OwnedFd>,
 }
 
-/// Takes the ports on this host.
-pub(crate) fn hold(mappings: &[PortMapping], config: &NetworkConfig) -> Result<Held, NetworkError> {
+/// Refuses what no host can publish.
+pub(crate) fn check(mappings: &[PortMapping]) -> Result<(), NetworkError> {
+    for mapping in mappings {
+        mapping.check()?;
+    }
     let count = mappings
         .iter()
         .map(|mapping| usize::from(mapping.count))
@@ -55,10 +58,25 @@ pub(crate) fn hold(mappings: &[PortMapping], config: &NetworkConfig) -> Result<H
             limit: MAX_PORTS,
         });
     }
+    for (index, mapping) in mappings.iter().enumerate() {
+        let before = mappings.iter().take(index);
+        let mut colliding = before.filter_map(|other| Some((other, other.collides(*mapping)?)));
+        if let Some((other, port)) = colliding.next() {
+            return Err(NetworkError::PortTwice {
+                port,
+                protocol: mapping.protocol.name(),
+                mappings: format!("{other} and {mapping}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Takes the ports on this host.
+pub(crate) fn hold(mappings: &[PortMapping], config: &NetworkConfig) -> Result<Held, NetworkError> {
     let mut held = Held::default();
     let has_ipv6 = sysctl::has_ipv6();
     for mapping in mappings {
-        mapping.check()?;
         for single in mapping.single() {
             let (socket, port) =
                 bind(&single, has_ipv6).map_err(|source| refusal(&single, source, config))?;
@@ -153,10 +171,7 @@ fn refusal(mapping: &PortMapping, source: io::Error, config: &NetworkConfig) -> 
         Some(IpAddr::V6(address)) => format!("[{address}]"),
     };
     let port = mapping.host_port.unwrap_or(0);
-    let protocol = match mapping.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
+    let protocol = mapping.protocol.name();
     if source.raw_os_error() == Some(libc::EADDRINUSE) {
         let covers = |other: &PortMapping| {
             other.protocol == mapping.protocol
@@ -164,14 +179,25 @@ fn refusal(mapping: &PortMapping, source: io::Error, config: &NetworkConfig) -> 
                     .single()
                     .any(|single| single.host_port == mapping.host_port)
         };
-        let by = state::owner_of_port(config, covers)
-            .map(|id| format!("machine {id}"))
-            .or_else(|| process_with_port(mapping.protocol, port));
-        NetworkError::PortInUse {
+        match state::owner_of_port(config, covers) {
+            Some(id) => NetworkError::PortOfMachine {
+                address,
+                port,
+                protocol,
+                id,
+            },
+            None => NetworkError::PortInUse {
+                address,
+                port,
+                protocol,
+                by: process_with_port(mapping.protocol, port),
+            },
+        }
+    } else if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) {
+        NetworkError::NoSuchAddress {
             address,
             port,
             protocol,
-            by,
         }
     } else {
         NetworkError::PortBind {
@@ -386,7 +412,7 @@ mod tests {
     fn more_ports_than_a_machine_may_have_are_refused() {
         let mapping: PortMapping = "1-513:1-513".parse().unwrap();
 
-        let error = hold(&[mapping], &NetworkConfig::default()).unwrap_err();
+        let error = check(&[mapping]).unwrap_err();
 
         assert!(
             matches!(error, NetworkError::TooManyPorts { count: 513, .. }),

@@ -178,6 +178,8 @@ impl Machine {
             };
         }
         record.told = true;
+        // The kernel has those back.
+        record.ports.clear();
         if let Err(error) = self.write(&record) {
             // Then it is told again.
             tracing::debug!("{error}");

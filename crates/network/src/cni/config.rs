@@ -130,9 +130,9 @@ impl ConfigurationList {
             name: wanted.to_owned(),
             directories: joined(directories),
             known: if known.is_empty() {
-                "there is none".to_owned()
+                "where there is none".to_owned()
             } else {
-                format!("there are {}", known.join(", "))
+                format!("only {}", known.join(", "))
             },
         })
     }
@@ -403,7 +403,7 @@ mod tests {
             .to_string();
 
         assert_eq!(plugin_type(&found.plugins()[0]), "first");
-        assert!(missing.contains("there are web"), "{missing}");
+        assert!(missing.contains(", only web; other"), "{missing}");
     }
 
     #[test]

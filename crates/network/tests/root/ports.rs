@@ -25,6 +25,7 @@ tests![
     port_is_taken_for_others,
     port_in_use_is_told_with_its_process,
     port_in_use_is_told_with_its_machine,
+    port_that_is_named_twice_is_refused,
     address_that_is_not_the_hosts_is_told,
     port_without_rules_answers_nobody,
     port_of_a_stopped_machine_is_free,
@@ -285,14 +286,29 @@ fn port_in_use_is_told_with_its_machine() {
     );
 }
 
+fn port_that_is_named_twice_is_refused() {
+    let world = World::new();
+
+    let error = world
+        .refusal("web", &["host-nat"], &["8080:80", "8080:81"])
+        .to_string();
+
+    assert_eq!(
+        error,
+        "port 8080/tcp of this host is named twice: 8080:80/tcp and 8080:81/tcp"
+    );
+}
+
 fn address_that_is_not_the_hosts_is_told() {
     let world = World::new();
 
-    let error = world.refusal("web", &["host-nat"], &["198.51.100.1:8080:80"]);
+    let error = world
+        .refusal("web", &["host-nat"], &["198.51.100.1:8080:80"])
+        .to_string();
 
-    assert!(
-        matches!(error, NetworkError::PortBind { port: 8080, .. }),
-        "{error}"
+    assert_eq!(
+        error,
+        "port 198.51.100.1:8080/tcp cannot be published: no interface of this host has the address 198.51.100.1"
     );
 }
 

@@ -378,7 +378,9 @@ fn network_that_is_missing_is_told_with_those_there_are() {
 
     assert!(
         error.starts_with(r#"no CNI network "other" is configured"#)
-            && error.ends_with("there are net"),
+            && error.ends_with(
+                ", only net; other networks are: none, host-nat, bridge:BRIDGE, tap:INTERFACE"
+            ),
         "{error}"
     );
     assert!(world.remembered().is_empty());
