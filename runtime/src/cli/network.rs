@@ -15,8 +15,8 @@ use crate::config::Config;
 #[command(next_help_heading = "Network")]
 pub struct NetworkArguments {
     /// `host-nat`: through the host, as the host; `none`: only the machine's own loopback; NAME: what the CNI configuration of that name makes;
-    /// `bridge:BRIDGE`: a port of a Linux or Open vSwitch bridge; `tap:INTERFACE`: a tap that is there. May be given
-    /// several times [default: host-nat, unless the configuration says otherwise]
+    /// `bridge:BRIDGE`: a port of a Linux or Open vSwitch bridge; `tap:INTERFACE`: a tap that is there. These two give
+    /// no IPv4 address, nor is one asked for (DHCP): --ip and --gateway do. May be given several times [default: host-nat, unless the configuration says otherwise]
     #[arg(long, value_name = "NETWORK")]
     pub network: Vec<Network>,
     /// Have ports of the host lead into the container: a free one for each where none is named
@@ -27,7 +27,7 @@ pub struct NetworkArguments {
     )]
     pub publish: Vec<PortMapping>,
     /// Address in the first network, with the length of its prefix; one of IPv4 and one of IPv6
-    #[arg(long, value_name = "ADDRESS/LENGTH")]
+    #[arg(long, value_name = "ADDRESS/LENGTH", value_parser = address)]
     pub ip: Vec<IpNet>,
     /// Where the default route leads, for a bridge or a tap
     #[arg(long, value_name = "ADDRESS")]
@@ -82,6 +82,40 @@ impl NetworkArguments {
     }
 }
 
+/// An address with the length of its prefix.
+fn address(text: &str) -> Result<IpNet, String> {
+    let ending = |address: &IpAddr| {
+        if address.is_ipv4() {
+            ("24", 32)
+        } else {
+            ("64", 128)
+        }
+    };
+    if let Ok(net) = text.parse() {
+        return Ok(net);
+    }
+    let (start, length) = text
+        .split_once('/')
+        .map_or((text, None), |(start, length)| (start, Some(length)));
+    Err(match (start.parse::<IpAddr>(), length) {
+        (Err(_), _) => {
+            "it should be an address with the length of its prefix, as 10.0.0.5/24".to_owned()
+        }
+        (Ok(address), None) => {
+            format!(
+                "the length of its prefix is missing, as in {address}/{}",
+                ending(&address).0
+            )
+        }
+        (Ok(address), Some(_)) => {
+            format!(
+                "the length of its prefix should be from 0 to {}",
+                ending(&address).1
+            )
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -119,6 +153,20 @@ mod tests {
         let error = networks(words, by_default).unwrap_err();
 
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[rstest]
+    #[case::no_length("10.0.0.5", "the length of its prefix is missing, as in 10.0.0.5/24")]
+    #[case::no_length_of_ipv6("fd00::5", "the length of its prefix is missing, as in fd00::5/64")]
+    #[case::long("10.0.0.5/33", "the length of its prefix should be from 0 to 32")]
+    #[case::empty("fd00::5/", "the length of its prefix should be from 0 to 128")]
+    #[case::name(
+        "web",
+        "it should be an address with the length of its prefix, as 10.0.0.5/24"
+    )]
+    fn address_is_refused_with_what_it_should_be(#[case] text: &str, #[case] expected: &str) {
+        assert_eq!(address(text).unwrap_err(), expected);
+        assert!(address("10.0.0.5/24").is_ok());
     }
 
     #[rstest]

@@ -57,7 +57,7 @@ use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
 use crate::cli::{Directories, RunArguments};
 use crate::config::Config;
-use crate::container::{Record, RunDirectory, Status, Time};
+use crate::container::{Containers, Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Rest, Sink, Stream, start_input};
@@ -221,7 +221,13 @@ impl<'r> Run<'r> {
         let networks = arguments.network.networks(config)?;
         // Until here a signal ends the process, and the janitor clears up beside nothing that goes on.
         let mut signals = Forwarding::catch_ending()?;
-        let attachment = network::make(directory.id(), &arguments.network, config, &mut signals)?;
+        let attachment = network::make(
+            directory.id(),
+            &arguments.network,
+            config,
+            &mut signals,
+            &Containers::new(places.clone()),
+        )?;
         record.note_network(&networks, attachment.as_ref());
         // One that cannot be written down is refused before its command has run.
         record.write(directory.container())?;

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use coracle_agent_api::messages::{
     CreateSandboxRequest, Interface as GuestInterface, Neighbour as GuestNeighbour,
     Route as GuestRoute,
@@ -17,7 +17,7 @@ use super::patience::Interrupted;
 use super::signals::Forwarding;
 use crate::cli::NetworkArguments;
 use crate::config::Config;
-use crate::container::Id;
+use crate::container::{Containers, Id};
 
 /// What the user wants of networks, as they are asked for.
 struct Wishes {
@@ -78,6 +78,7 @@ pub fn make(
     arguments: &NetworkArguments,
     config: &Config,
     signals: &mut Forwarding,
+    containers: &Containers,
 ) -> Result<Option<Attachment>> {
     let wishes = Wishes::new(arguments, config)?;
     if wishes.networks.is_empty() {
@@ -90,7 +91,24 @@ pub fn make(
         }
         attached => attached
             .map(Some)
+            .map_err(|error| by_name(error, containers))
             .context("cannot make the container's network"),
+    }
+}
+
+/// Names the container whose machine has a port.
+fn by_name(error: NetworkError, containers: &Containers) -> Error {
+    match &error {
+        NetworkError::PortOfMachine {
+            address,
+            port,
+            protocol,
+            id,
+        } if let Ok(found) = containers.find(id) => anyhow!(
+            "port {address}:{port}/{protocol} of this host is in use by container {}",
+            found.record.name
+        ),
+        _ => error.into(),
     }
 }
 
@@ -172,6 +190,7 @@ mod tests {
     use coracle_network::{NetworkConfig, leftovers, remove_leftovers};
 
     use super::*;
+    use crate::container::{Places, running};
     use crate::testing::write_script;
 
     #[derive(Parser)]
@@ -196,6 +215,43 @@ mod tests {
         }
     }
 
+    fn containers_in(place: &Path, network: NetworkConfig) -> Containers {
+        Containers::new(Places {
+            containers: place.join("containers"),
+            state: place.join("runs"),
+            store: place.to_owned(),
+            network,
+        })
+    }
+
+    #[test]
+    fn container_that_has_a_port_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = containers_in(directory.path(), NetworkConfig::default());
+        let own = directory.path().join("containers/0123456789ab");
+        fs::create_dir_all(&own).unwrap();
+        running("0123456789ab", "web").write(&own).unwrap();
+
+        let [there, gone] = ["0123456789ab", "ffffffffffff"].map(|id| {
+            let error = NetworkError::PortOfMachine {
+                address: "*".to_owned(),
+                port: 80,
+                protocol: "tcp",
+                id: id.to_owned(),
+            };
+            by_name(error, &containers).to_string()
+        });
+
+        assert_eq!(
+            there,
+            "port *:80/tcp of this host is in use by container web"
+        );
+        assert_eq!(
+            gone,
+            "port *:80/tcp of this host is in use by machine ffffffffffff"
+        );
+    }
+
     #[test]
     fn signal_ends_a_plugin_with_what_it_started() {
         const PLACE: &str = "CORACLE_TEST_IS_SIGNALLED";
@@ -210,9 +266,16 @@ mod tests {
             };
             let words = Words::parse_from(["test", "--network", "slow"]);
             let mut signals = Forwarding::catch_ending().unwrap();
+            let containers = containers_in(Path::new(&place), config.network.clone());
 
-            let error =
-                make(&id.parse().unwrap(), &words.network, &config, &mut signals).unwrap_err();
+            let error = make(
+                &id.parse().unwrap(),
+                &words.network,
+                &config,
+                &mut signals,
+                &containers,
+            )
+            .unwrap_err();
 
             let interrupted = error.downcast_ref::<Interrupted>().unwrap();
             assert_eq!(interrupted.0, libc::SIGTERM);
