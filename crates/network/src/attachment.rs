@@ -110,7 +110,11 @@ pub fn attach(request: &Request<'_>) -> Result<Attachment, NetworkError> {
     request.check()?;
     let machine = Machine::take(request.config, request.id)?;
     let left = machine.read()?;
-    remove_recorded(request.config, request.id, &left, None)?;
+    match remove_recorded(request.config, request.id, &left, None) {
+        // What follows overwrites the record of it.
+        Err(error @ NetworkError::PluginGone { .. }) => tracing::warn!("{error}"),
+        removed => removed?,
+    }
     let mut attachment = Attachment {
         interfaces: Vec::new(),
         routes: Vec::new(),
@@ -442,7 +446,9 @@ pub(crate) fn remove(
     wait_for_taps(id)?;
     let common = CommonLock::take(config)?;
     let settled = match removed {
-        Err(error) if rest == Rest::Kept => Err(machine.keep(id, record, error)),
+        Err(error) if rest == Rest::Kept && !matches!(error, NetworkError::PluginGone { .. }) => {
+            Err(machine.keep(id, record, error))
+        }
         removed => machine.forget(&common).map(|()| removed.err()),
     };
     let shared = remove_shared_locked(config, &common);
@@ -503,12 +509,12 @@ fn remove_recorded(
     let mut first_error = None;
     for network in record.cni.iter().rev() {
         if let Err(error) = cni::delete(config, id, network, namespace) {
-            first_error.get_or_insert(error);
+            first_error = NetworkError::graver(first_error, error);
         }
     }
     for port in &record.ovs {
         if let Err(error) = bridge::remove_ovs_port(port) {
-            first_error.get_or_insert(error);
+            first_error = NetworkError::graver(first_error, error);
         }
     }
     first_error.map_or(Ok(()), Err)

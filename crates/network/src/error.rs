@@ -383,6 +383,17 @@ pub enum NetworkError {
         hint: &'static str,
     },
 
+    /// A CNI plugin is not installed any more, and its network not configured: what it made is given up.
+    #[error(
+        "CNI plugin {plugin:?} is not there any more, nor is the network {network:?} configured: what it made stays"
+    )]
+    PluginGone {
+        /// The plugin's type.
+        plugin: String,
+        /// The network.
+        network: String,
+    },
+
     /// A CNI plugin is there, and cannot be started.
     #[error("CNI plugin {plugin:?} of network {network:?} cannot be started")]
     PluginStart {
@@ -479,6 +490,16 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+}
+
+impl NetworkError {
+    /// Of two the one that leaves something to be done, else the first.
+    pub(crate) fn graver(first: Option<Self>, second: Self) -> Option<Self> {
+        match first {
+            None | Some(Self::PluginGone { .. }) => Some(second),
+            first => first,
+        }
+    }
 }
 
 /// What lacks, where the kernel's answer tells.

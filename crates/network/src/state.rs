@@ -224,9 +224,10 @@ pub fn leftovers(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
 /// # Errors
 ///
 /// [`NetworkError::InUse`] where the process lives; otherwise what could not be removed: it stays remembered, so that this
-/// can be tried again. Where that fails once more, it is [`NetworkError::StillLeft`].
+/// can be tried again. Where that fails once more, it is [`NetworkError::StillLeft`]. Only [`NetworkError::PluginGone`] says
+/// that it is forgotten.
 pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
-    remove(id, config, Rest::Kept).map(drop)
+    remove(id, config, Rest::Kept)?.map_or(Ok(()), Err)
 }
 
 /// As [`remove_leftovers`], for the last time: what cannot be removed is forgotten. Gives why it could not be.

@@ -145,6 +145,7 @@ impl Places {
         pair.clear()?;
         match network {
             Err(NetworkError::StillLeft { .. }) => Ok(()),
+            Err(error @ NetworkError::PluginGone { .. }) => Err(error.into()),
             network => network.with_context(|| format!("not all of its network {}", goes(id))),
         }
     }
@@ -160,7 +161,11 @@ impl Places {
         let network = self.remove_network(id);
         let _claim = pair.claim()?;
         pair.remove()?;
-        network.with_context(|| format!("it is removed, but not all of its network {}", goes(id)))
+        match network {
+            Err(error @ NetworkError::PluginGone { .. }) => Err(error).context("it is removed"),
+            network => network
+                .with_context(|| format!("it is removed; not all of its network {}", goes(id))),
+        }
     }
 
     /// Forgets what is left of the network of a container that is gone, if it cannot be removed. Says whether there was
@@ -199,7 +204,7 @@ impl Places {
 
 /// What becomes of a network that cannot be removed.
 fn goes(id: &Id) -> String {
-    format!("can be removed; later runs try again, until: coracle rm {id}")
+    format!("can be removed (later runs try again; to give that up: coracle rm {id})")
 }
 
 /// The directories of one container.
@@ -649,7 +654,7 @@ exec ./tell"#;
         let first = format!("{first:#}");
         assert!(
             first.starts_with(
-                "not all of its network can be removed; later runs try again, until: coracle rm 0123456789ab: CNI"
+                "not all of its network can be removed (later runs try again; to give that up: coracle rm 0123456789ab): CNI"
             ),
             "{first}"
         );

@@ -232,8 +232,8 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Runs the plugins in reverse order (CNI `DEL`): all of them, whichever fails. The namespace may be gone. A plugin that is
-/// gone together with the configuration of its network is given up: nobody is about to bring it back.
+/// Runs the plugins in reverse order (CNI `DEL`): all of them, whichever fails. The namespace may be gone. Where a plugin is
+/// gone together with the configuration of its network, nobody is about to bring it back: [`NetworkError::PluginGone`].
 pub(crate) fn delete(
     config: &NetworkConfig,
     id: &str,
@@ -257,14 +257,13 @@ pub(crate) fn delete(
         }
         .run(config, plugin, &network.input(plugin, previous));
         match result {
-            Err(error @ NetworkError::PluginMissing { .. }) if !is_configured(config, network) => {
-                tracing::warn!(
-                    "{error}, nor is it configured any more: what it made for {id} stays"
-                );
+            Err(NetworkError::PluginMissing {
+                plugin, network, ..
+            }) if !is_configured(config, &network) => {
+                let error = NetworkError::PluginGone { plugin, network };
+                first_error = NetworkError::graver(first_error, error);
             }
-            Err(error) => {
-                first_error.get_or_insert(error);
-            }
+            Err(error) => first_error = NetworkError::graver(first_error, error),
             Ok(_) => {}
         }
     }
@@ -272,9 +271,9 @@ pub(crate) fn delete(
 }
 
 /// Whether there may still be a configuration of this name.
-fn is_configured(config: &NetworkConfig, network: &CniAttachment) -> bool {
+fn is_configured(config: &NetworkConfig, network: &str) -> bool {
     !matches!(
-        ConfigurationList::find(&config.cni_configurations, network.network()),
+        ConfigurationList::find(&config.cni_configurations, network),
         Err(NetworkError::NoConfiguration { .. })
     )
 }

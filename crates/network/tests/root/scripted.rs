@@ -510,8 +510,12 @@ fn plugin_that_is_gone_with_its_configuration_is_given_up() {
 
     let while_configured = remove_leftovers("vm", &world.config).unwrap_err();
     fs::remove_file(world.configuration("net")).unwrap();
-    remove_leftovers("vm", &world.config).unwrap();
+    let given_up = remove_leftovers("vm", &world.config).unwrap_err();
 
+    assert!(
+        matches!(given_up, NetworkError::PluginGone { .. }),
+        "{given_up}"
+    );
     assert!(
         matches!(while_configured, NetworkError::PluginMissing { .. }),
         "{while_configured}"
