@@ -50,6 +50,26 @@ fn files_go_in_and_come_out_while_the_container_runs() {
 }
 
 #[test]
+fn what_only_the_guest_has_is_refused_while_the_container_runs() {
+    let host = Host::with_shared_images();
+    start(&host, "c", Image::BUSYBOX, FOREVER);
+    let into = host.file("in", "new\n").display().to_string();
+
+    for place in ["c:/dev/x", "c:/dev/shm/x", "c:/proc/x", "c:/sys"] {
+        host.run(&["cp", &into, place])
+            .expect(125)
+            .says("is out of reach");
+    }
+    host.run(&["cp", "c:/proc/version", "-"])
+        .expect(125)
+        .says("try: coracle exec c cat /proc/version");
+
+    host.run(&["exec", "c", "cat", "/proc/version"]).expect(0);
+    host.run(&["rm", "-f", "c"]).expect(0);
+    host.assert_clean();
+}
+
+#[test]
 fn volume_is_reached_through_its_container_and_a_read_only_one_is_not_written() {
     let host = Host::with_shared_images();
     let volume = host.folder("volume");

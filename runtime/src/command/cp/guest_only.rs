@@ -5,25 +5,27 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags, fstat, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_reconfigure, fsconfig_set_flag, fsmount, fsopen, move_mount, open_tree,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    open_tree,
 };
 
 use super::entry::{Entry, Kind};
 use super::place::Direction;
 use super::root::Root;
 
-/// What covers are made of: a file system in memory with one directory or file for each.
+/// What places are covered with: a directory with an empty file system in memory, a file with what cannot be copied.
+#[derive(Default)]
 pub struct Covers {
-    file_system: OwnedFd,
-    mount: OwnedFd,
-    device: u64,
+    file_systems: Vec<OwnedFd>,
+    /// Of those.
+    devices: Vec<u64>,
     places: Vec<Place>,
 }
 
@@ -36,25 +38,6 @@ struct Place {
 }
 
 impl Covers {
-    pub fn new() -> Result<Self> {
-        let make = || {
-            let file_system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-            fsconfig_create(file_system.as_fd())?;
-            let mount = fsmount(
-                file_system.as_fd(),
-                FsMountFlags::FSMOUNT_CLOEXEC,
-                MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-            )?;
-            io::Result::Ok(Self {
-                file_system,
-                device: fstat(&mount)?.st_dev,
-                mount,
-                places: Vec::new(),
-            })
-        };
-        make().context("cannot mount a file system in memory")
-    }
-
     /// Covers `place`, which the container sees as `path`, where its guest has mounted `source`.
     pub fn put(&mut self, place: &Entry, path: &Path, source: Option<&Path>) -> Result<()> {
         let identity = self
@@ -68,11 +51,24 @@ impl Covers {
         Ok(())
     }
 
-    fn cover(&self, place: &Entry) -> io::Result<(u64, u64)> {
-        let name = self.places.len().to_string();
-        make(&self.mount, name.as_ref(), place.kind == Kind::Directory)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let cover = open_tree(&self.mount, &name, flags)?;
+    fn cover(&mut self, place: &Entry) -> io::Result<(u64, u64)> {
+        let cover = match place.kind {
+            Kind::Directory => {
+                let file_system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+                fsconfig_set_string(&file_system, "mode", "755")?;
+                fsconfig_create(&file_system)?;
+                let attributes =
+                    MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                let cover = fsmount(&file_system, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+                self.devices.push(fstat(&cover)?.st_dev);
+                self.file_systems.push(file_system);
+                cover
+            }
+            _ => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                open_tree(CWD, "/dev/null", flags)?
+            }
+        };
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&cover, "", place.place(), "", flags)?;
@@ -90,7 +86,7 @@ impl Covers {
         else {
             return Ok(None);
         };
-        if above.attributes.identity.0 != self.device {
+        if !self.devices.contains(&above.attributes.identity.0) {
             return Ok(None);
         }
         let parent = root.make_directory(parent)?;
@@ -100,13 +96,15 @@ impl Covers {
 
     /// Has nothing be written to them any more. `name` is the container's, which `runs` or has ended.
     pub fn seal(self, name: &str, runs: bool) -> Result<GuestOnly> {
-        fsconfig_set_flag(self.file_system.as_fd(), "ro")
-            .and_then(|()| fsconfig_reconfigure(self.file_system.as_fd()))
-            .context("cannot keep what is the guest's alone from being written to")?;
+        for file_system in &self.file_systems {
+            fsconfig_set_flag(file_system, "ro")
+                .and_then(|()| fsconfig_reconfigure(file_system))
+                .context("cannot keep what is the guest's alone from being written to")?;
+        }
         Ok(GuestOnly {
             container: name.to_owned(),
             runs,
-            device: self.device,
+            devices: self.devices,
             places: self.places,
         })
     }
@@ -128,14 +126,14 @@ fn make(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> io::Result<()> {
 pub struct GuestOnly {
     container: String,
     runs: bool,
-    device: u64,
+    devices: Vec<u64>,
     places: Vec<Place>,
 }
 
 impl GuestOnly {
     /// Whether this is what one of them is covered with, or was made on that.
     pub fn has(&self, entry: &Entry) -> bool {
-        entry.attributes.identity.0 == self.device
+        self.devices.contains(&entry.attributes.identity.0)
     }
 
     /// Whether this is what one of them is covered with.

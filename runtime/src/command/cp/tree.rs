@@ -197,7 +197,7 @@ fn put_mounts(
     root: &Root,
     find: impl Fn(&SharedVolume) -> io::Result<OwnedFd>,
 ) -> Result<Covers> {
-    let mut covers = Covers::new()?;
+    let mut covers = Covers::default();
     for mount in plan.spec.mounts().iter().flatten() {
         let source = mount.source().as_deref();
         let Some(volume) = source.and_then(|source| volume(plan, source)) else {
