@@ -164,7 +164,7 @@ pub enum NetworkError {
         id: String,
     },
 
-    /// What is left of a machine cannot be removed, as its caller was told before.
+    /// What is left of a machine cannot be removed, as somebody has heard before.
     #[error("what is left of the network of {id:?} still cannot be removed")]
     StillLeft {
         /// The id.

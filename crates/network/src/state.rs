@@ -177,11 +177,9 @@ impl Machine {
                 source: Box::new(error),
             };
         }
-        record.told = true;
         // The kernel has those back.
         record.ports.clear();
         if let Err(error) = self.write(&record) {
-            // Then it is told again.
             tracing::debug!("{error}");
         }
         error
@@ -224,10 +222,26 @@ pub fn leftovers(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
 /// # Errors
 ///
 /// [`NetworkError::InUse`] where the process lives; otherwise what could not be removed: it stays remembered, so that this
-/// can be tried again. Where that fails once more, it is [`NetworkError::StillLeft`]. Only [`NetworkError::PluginGone`] says
-/// that it is forgotten.
+/// can be tried again. Where that fails once somebody has [heard](acknowledge) of it, it is [`NetworkError::StillLeft`]. Only
+/// [`NetworkError::PluginGone`] says that it is forgotten.
 pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
     remove(id, config, Rest::Kept)?.map_or(Ok(()), Err)
+}
+
+/// Notes that somebody has heard that what is left of a machine cannot be removed.
+///
+/// # Errors
+///
+/// [`NetworkError::InUse`] where its process lives; otherwise why it cannot be noted.
+pub fn acknowledge(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
+    let Some(machine) = Machine::take_existing(config, id)? else {
+        return Ok(());
+    };
+    let record = Record {
+        told: true,
+        ..machine.read()?
+    };
+    machine.write(&record)
 }
 
 /// As [`remove_leftovers`], for the last time: what cannot be removed is forgotten. Gives why it could not be.

@@ -114,19 +114,27 @@ fn start(mut command: Command) -> Result<Running, Cause> {
             }
         });
     }
-    command.spawn().map(Running).map_err(Cause::Start)
+    command
+        .spawn()
+        .map(|child| Running {
+            child,
+            has_answered: false,
+        })
+        .map_err(Cause::Start)
 }
 
-/// A program that does not outlive its question.
-struct Running(Child);
+/// A program that does not outlive its question, nor does what it has started, unless there is an answer.
+struct Running {
+    child: Child,
+    has_answered: bool,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Once it was waited for, its number can be another's.
-        if matches!(self.0.try_wait(), Ok(None)) {
-            // Its group may be gone already.
-            let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
-            let _ = self.0.wait();
+        if !self.has_answered {
+            // Until it is waited for, its number is no other's, though it may have ended.
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            let _ = self.child.wait();
         }
     }
 }
@@ -136,13 +144,13 @@ impl Running {
     fn converse(mut self, input: &[u8], bounds: &Bounds<'_>) -> Result<Answer, Cause> {
         let started = Instant::now();
         let talk = |error: Errno| Cause::Talk(error.into());
-        let ended = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).map_err(talk)?;
-        let mut stdin = self.0.stdin.take();
+        let ended = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).map_err(talk)?;
+        let mut stdin = self.child.stdin.take();
         if let Some(pipe) = &stdin {
             ioctl_fionbio(pipe, true).map_err(talk)?;
         }
-        let mut stdout = Output::new(self.0.stdout.take()).map_err(talk)?;
-        let mut stderr = Output::new(self.0.stderr.take()).map_err(talk)?;
+        let mut stdout = Output::new(self.child.stdout.take()).map_err(talk)?;
+        let mut stderr = Output::new(self.child.stderr.take()).map_err(talk)?;
         let mut rest = input;
         loop {
             if rest.is_empty() {
@@ -189,8 +197,9 @@ impl Running {
                 stderr.said.truncate(bounds.stderr);
             }
             if has_ended {
+                self.has_answered = true;
                 return Ok(Answer {
-                    status: self.0.wait().map_err(Cause::Talk)?,
+                    status: self.child.wait().map_err(Cause::Talk)?,
                     stdout: stdout.said,
                     stderr: stderr.said,
                 });
@@ -273,6 +282,36 @@ mod tests {
             cancel: None,
         };
         run(command, input, &bounds).map_err(|failure| failure.cause)
+    }
+
+    #[test]
+    fn what_a_program_started_goes_with_its_failure_though_that_has_ended() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep 1000 & echo $!"]);
+        let mut running = start(command).unwrap();
+        let ended = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty()).unwrap();
+        let mut said = [0; 16];
+        let count = running
+            .child
+            .stdout
+            .take()
+            .unwrap()
+            .read(&mut said)
+            .unwrap();
+        let started: i32 = str::from_utf8(&said[..count])
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let started = pidfd_open(Pid::from_raw(started).unwrap(), PidfdFlags::empty()).unwrap();
+        while !is_readable(ended.as_fd()) {
+            thread::yield_now();
+        }
+
+        drop(running);
+
+        let mut fds = [PollFd::new(&started, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&LONG.try_into().unwrap())), Ok(1));
     }
 
     #[test]

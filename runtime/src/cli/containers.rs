@@ -109,8 +109,9 @@ pub struct KillArguments {
     pub containers: Vec<String>,
 }
 
-/// Remove containers that have ended. By the id of one that is gone, what could not be removed of its network is
-/// given up.
+/// Remove containers that have ended.
+///
+/// By the id of one that is gone, what could not be removed of its network is given up.
 #[derive(Debug, Args)]
 pub struct RmArguments {
     /// Kill those that run or start

@@ -41,8 +41,14 @@ struct NewFile<'a> {
 impl<'a> NewFile<'a> {
     /// A file to be, if none has that name.
     fn make(path: &'a Path) -> io::Result<Self> {
-        if path.symlink_metadata().is_ok() {
-            return Err(Errno::EXIST.into());
+        // What is no name for a file is refused now, and not when all is written.
+        match path.symlink_metadata() {
+            Ok(_) => return Err(Errno::EXIST.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
+                return Err(Errno::ISDIR.into());
+            }
+            Err(_) => {}
         }
         let mut options = File::options();
         options.write(true).mode(0o600);
@@ -105,6 +111,16 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"memory");
         let mode = path.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn name_that_no_file_can_have_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+
+        for name in ["core/", "nothing/core", &"x".repeat(256), ""] {
+            let path = format!("{}/{name}", directory.path().display());
+            assert!(NewFile::make(Path::new(&path)).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -70,12 +70,13 @@ impl RunDirectory {
         let _all = places.lock()?;
         for id in places.ids()? {
             let pair = places.directories(&id);
-            let Ok(Some(other)) = Record::read(&pair.container) else {
-                continue;
+            let other = match Record::read(&pair.container) {
+                Ok(Some(other)) if other.name == name.as_str() => other,
+                _ => continue,
             };
             // One that should have gone is in nobody's way.
             let is_run = pair.is_run()? == Some(true);
-            if (is_run || other.is_kept()) && other.name == name.as_str() {
+            if is_run || other.is_kept() {
                 let (state, force) = match is_run {
                     true => (", which runs", "--force "),
                     false => ("", ""),

@@ -52,12 +52,19 @@ impl Janitor {
 fn clear_after(mut run: UnixStream, id: &Id, places: &Places) {
     wait_for_end(&run);
     // Whatever cannot be removed is left to the next run's sweep.
-    let said = places
-        .clear(id)
-        .map_or_else(|error| format!("{error:#}"), |()| CLEARED.to_owned());
+    let cleared = places.clear(id);
+    let said = match &cleared {
+        Ok(()) => CLEARED.to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
     // A run that was killed does not hear it.
-    let _ = run.write_all(said.as_bytes());
+    let is_heard = run.write_all(said.as_bytes()).is_ok();
     drop(run);
+    if let Err(error) = cleared
+        && is_heard
+    {
+        places.heard(id, &error);
+    }
     // That may wait for all of a disk, and the run for nothing that is not its own.
     Store::sweep(&places.store);
 }

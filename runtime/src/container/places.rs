@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
-use coracle_network::{NetworkConfig, NetworkError, give_up, leftovers, remove_leftovers};
+use coracle_network::{
+    NetworkConfig, NetworkError, acknowledge, give_up, leftovers, remove_leftovers,
+};
 use coracle_oci::own_directory;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
+use tracing::debug;
 
 use super::removal::remove_tree;
 use super::{Id, Record};
@@ -108,11 +111,11 @@ impl Places {
     fn clear_all(&self, dead: &[Id], mut said: impl Write) {
         for id in dead {
             if let Err(error) = self.clear(id) {
-                // Whoever it is said to may have gone.
-                let _ = writeln!(
-                    said,
-                    "coracle: cannot clear up after container {id}: {error:#}"
-                );
+                let what = format!("coracle: cannot clear up after container {id}: {error:#}\n");
+                // Whoever it is said to may have gone: then the next sweep says it.
+                if said.write_all(what.as_bytes()).is_ok() {
+                    self.heard(id, &error);
+                }
             }
         }
     }
@@ -137,7 +140,8 @@ impl Places {
     /// # Errors
     ///
     /// The first that could not be removed; the rest is, as far as it can be. What is left of a network stays
-    /// remembered, and whatever else there is, until the next sweep; of a network that is told once.
+    /// remembered, and whatever else there is, until the next sweep; of a network that is no error once it was
+    /// [heard](Self::heard).
     pub fn clear(&self, id: &Id) -> Result<()> {
         let pair = self.directories(id);
         let _turn = pair.take_turn()?;
@@ -147,6 +151,15 @@ impl Places {
             Err(NetworkError::StillLeft { .. }) => Ok(()),
             Err(error @ NetworkError::PluginGone { .. }) => Err(error.into()),
             network => network.with_context(|| format!("not all of its network {}", goes(id))),
+        }
+    }
+
+    /// Somebody has heard why a container's run cannot be cleared up after: of its network, nobody is told again.
+    pub fn heard(&self, id: &Id, error: &Error) {
+        if error.is::<NetworkError>()
+            && let Err(error) = acknowledge(id.as_str(), &self.network)
+        {
+            debug!("it will be told again: {error}");
         }
     }
 
@@ -161,11 +174,12 @@ impl Places {
         let network = self.remove_network(id);
         let _claim = pair.claim()?;
         pair.remove()?;
-        match network {
+        let removed = match network {
             Err(error @ NetworkError::PluginGone { .. }) => Err(error).context("it is removed"),
             network => network
                 .with_context(|| format!("it is removed; not all of its network {}", goes(id))),
-        }
+        };
+        removed.inspect_err(|error| self.heard(id, error))
     }
 
     /// Forgets what is left of the network of a container that is gone, if it cannot be removed. Says whether there was
@@ -467,8 +481,13 @@ pub(super) mod tests {
             host.run(ID);
             remember_stubborn_network(&host);
 
-            let told = host.places.sweep().unwrap();
-            let told_again = host.places.sweep().unwrap();
+            // What a killed run's janitor says is heard by nobody.
+            host.places.clear(&id()).unwrap_err();
+            let sweep = || host.places.sweep().unwrap();
+
+            // One that takes longer than a moment is not heard either.
+            let told = until(Duration::from_secs(20), sweep, |told| !told.is_empty());
+            let told_again = until(Duration::from_secs(1), sweep, |told| !told.is_empty());
 
             let expected = format!("coracle: cannot clear up after container {ID}: not all of");
             assert!(
@@ -643,12 +662,14 @@ exec ./tell"#;
     }
 
     #[test]
-    fn network_that_cannot_be_removed_is_told_by_the_first_that_tries() {
+    fn network_that_cannot_be_removed_is_told_until_that_is_heard() {
         let (host, _) = host_with_plugin();
         host.run(ID);
         let machine = remember_stubborn_network(&host);
 
+        host.places.clear(&id()).unwrap_err();
         let first = host.places.clear(&id()).unwrap_err();
+        host.places.heard(&id(), &first);
         host.places.clear(&id()).unwrap();
 
         let first = format!("{first:#}");

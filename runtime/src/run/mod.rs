@@ -287,6 +287,10 @@ impl<'r> Run<'r> {
         let gdb = gdb.map(gdb::Socket::bind).transpose()?;
         let attachment = self.attachment.as_ref();
         let devices = Devices::open(&self.plan, arguments, attachment, gdb.as_ref())?;
+        // Since they are caught, only plugins were given up for one.
+        if let Some(signal) = signals.pending() {
+            return Err(Interrupted(signal).into());
+        }
         let messages = ready.as_ref().map(Ready::messages);
         signals.catch_rest()?;
         let mut machine =

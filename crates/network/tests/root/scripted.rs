@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use coracle_network::{Addressing, NetworkError, give_up, leftovers, remove_leftovers};
+use coracle_network::{
+    Addressing, NetworkError, acknowledge, give_up, leftovers, remove_leftovers,
+};
 use serde_json::{Value, json};
 
 use crate::holder::Holder;
@@ -465,7 +467,9 @@ fn what_cannot_be_removed_is_told_once_and_can_be_given_up() {
     network(&mut world, &[("first", "exit 1")]);
     let refusal = world.refusal("vm", &["net"], &[]);
 
+    let unheard = remove_leftovers("vm", &world.config).unwrap_err();
     let told = remove_leftovers("vm", &world.config).unwrap_err();
+    acknowledge("vm", &world.config).unwrap();
     let again = remove_leftovers("vm", &world.config).unwrap_err();
     let remembered = world.remembered();
     let given_up = give_up("vm", &world.config).unwrap();
@@ -474,10 +478,12 @@ fn what_cannot_be_removed_is_told_once_and_can_be_given_up() {
         matches!(refusal, NetworkError::PluginFailed { command: "ADD", .. }),
         "{refusal}"
     );
-    assert!(
-        matches!(told, NetworkError::PluginFailed { command: "DEL", .. }),
-        "{told}"
-    );
+    for told in [unheard, told] {
+        assert!(
+            matches!(told, NetworkError::PluginFailed { command: "DEL", .. }),
+            "{told}"
+        );
+    }
     assert!(matches!(again, NetworkError::StillLeft { .. }), "{again}");
     assert_eq!(remembered, ["vm"]);
     assert!(matches!(

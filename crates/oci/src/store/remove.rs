@@ -43,17 +43,18 @@ impl Store {
         image: &StoredImage,
         keep: &dyn Fn(&Digest) -> bool,
     ) -> Result<Removed, StoreError> {
+        let mut removed = Removed::default();
         match self.take_name(image) {
             // An image that has its name is whole without its tree, should this go no further.
             Err(error) if is_full_disk(&error) => {
-                self.remove_own_tree(image, keep)?;
+                self.remove_own_tree(image, keep, &mut removed)?;
                 self.take_name(image)?;
             }
             taken => taken?,
         }
         // An image that cannot be read has no tree that could be told to be its own.
         let chain_id = image.image.as_ref().ok().map(Image::chain_id);
-        let mut removed = self.remove_blobs()?;
+        self.remove_blobs(&mut removed)?;
         if let Some(chain_id) = chain_id
             && !self.chain_ids()?.contains(&chain_id)
         {
@@ -84,6 +85,7 @@ impl Store {
         &self,
         image: &StoredImage,
         keep: &dyn Fn(&Digest) -> bool,
+        removed: &mut Removed,
     ) -> Result<(), StoreError> {
         let Ok(chain_id) = image.image.as_ref().map(Image::chain_id) else {
             return Ok(());
@@ -94,7 +96,7 @@ impl Store {
         if others.any(|other| other.name != image.name && is_same(&other)) {
             return Ok(());
         }
-        self.remove_tree(&chain_id, keep, &mut Removed::default())
+        self.remove_tree(&chain_id, keep, removed)
     }
 
     /// Removes what no name needs, and what dead processes left: blobs, and unpacked images, of layouts beside the store
@@ -104,7 +106,8 @@ impl Store {
     /// Where something cannot be removed, or an image cannot be read, so that it is not known what it needs.
     pub fn prune(&self, keep: &dyn Fn(&Digest) -> bool) -> Result<Removed, StoreError> {
         self.remove_stale();
-        let mut removed = self.remove_blobs()?;
+        let mut removed = Removed::default();
+        self.remove_blobs(&mut removed)?;
         let named = self.chain_ids()?;
         let trees: Vec<Digest> = self.trees().map(|(_, chain_id)| chain_id).collect();
         for chain_id in trees.iter().filter(|chain_id| !named.contains(chain_id)) {
@@ -148,11 +151,10 @@ impl Store {
     }
 
     /// Removes blobs that no name leads to.
-    fn remove_blobs(&self) -> Result<Removed, StoreError> {
-        let mut removed = Removed::default();
+    fn remove_blobs(&self, removed: &mut Removed) -> Result<(), StoreError> {
         let Some(_lock) = self.locks.try_blobs()? else {
             removed.kept_blobs = true;
-            return Ok(removed);
+            return Ok(());
         };
         // Nobody adds a name to blobs that are not here, and nobody has blobs on the way.
         let _index = self.locks.index()?;
@@ -174,7 +176,7 @@ impl Store {
                 }
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     /// All blobs that names lead to, there or not.
