@@ -228,6 +228,11 @@ impl<'r> Run<'r> {
             &mut signals,
             &Containers::new(places.clone()),
         )?;
+        // From here on one ends the process again, whatever that waits for.
+        signals.release();
+        if let Some(signal) = signals.pending() {
+            return Err(Interrupted(signal).into());
+        }
         record.note_network(&networks, attachment.as_ref());
         // One that cannot be written down is refused before its command has run.
         record.write(directory.container())?;
@@ -287,10 +292,6 @@ impl<'r> Run<'r> {
         let gdb = gdb.map(gdb::Socket::bind).transpose()?;
         let attachment = self.attachment.as_ref();
         let devices = Devices::open(&self.plan, arguments, attachment, gdb.as_ref())?;
-        // Since they are caught, only plugins were given up for one.
-        if let Some(signal) = signals.pending() {
-            return Err(Interrupted(signal).into());
-        }
         let messages = ready.as_ref().map(Ready::messages);
         signals.catch_rest()?;
         let mut machine =

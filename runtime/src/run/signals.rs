@@ -19,6 +19,8 @@ pub const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 pub struct Forwarding {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
     caught: Vec<i32>,
+    /// Those that are let through for now, with how they are caught.
+    released: Vec<(i32, libc::sigaction)>,
 }
 
 impl Forwarding {
@@ -39,13 +41,32 @@ impl Forwarding {
         let mut signals = Self {
             delivery,
             caught: Vec::new(),
+            released: Vec::new(),
         };
         signals.add(&ENDING)?;
         Ok(signals)
     }
 
-    /// Catches the others as well.
+    /// Lets them through for now: each ends this process, as it would if nobody had caught it.
+    pub fn release(&mut self) {
+        for &signal in &self.caught {
+            // SAFETY: all of it is numbers, and zeroes are no flags, no mask and the default action.
+            let usual: libc::sigaction = unsafe { std::mem::zeroed() };
+            let mut ours = std::mem::MaybeUninit::uninit();
+            // SAFETY: both are of the kernel's type, and the default action runs no code of this process.
+            if unsafe { libc::sigaction(signal, &raw const usual, ours.as_mut_ptr()) } == 0 {
+                // SAFETY: the call wrote it.
+                self.released.push((signal, unsafe { ours.assume_init() }));
+            }
+        }
+    }
+
+    /// Catches the others as well, and again those that were let through.
     pub fn catch_rest(&mut self) -> Result<()> {
+        for (signal, ours) in self.released.drain(..) {
+            // SAFETY: it is what caught the signal before.
+            unsafe { libc::sigaction(signal, &raw const ours, std::ptr::null_mut()) };
+        }
         self.add(&FORWARDED)
     }
 
@@ -95,6 +116,7 @@ fn is_ignored(signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use std::env;
+    use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     use super::*;
@@ -127,5 +149,36 @@ mod tests {
         drop(signals);
         // SAFETY: as above.
         unsafe { libc::raise(SIGHUP) };
+    }
+
+    #[test]
+    fn signal_that_is_let_through_ends_the_process_until_it_is_caught_again() {
+        const AGAIN: &str = "CORACLE_TEST_LETS_THROUGH";
+        let own_name = "run::signals::tests::signal_that_is_let_through_ends_the_process_until_it_is_caught_again";
+        // SAFETY: the process is there for this.
+        let raise = || unsafe { libc::raise(SIGTERM) };
+        match env::var(AGAIN).as_deref() {
+            Ok("let through") => {
+                let mut signals = Forwarding::catch_ending().unwrap();
+                signals.release();
+                raise();
+            }
+            Ok(_) => {
+                let mut signals = Forwarding::catch_ending().unwrap();
+                signals.release();
+                signals.catch_rest().unwrap();
+                raise();
+                assert_eq!(signals.pending(), Some(SIGTERM));
+            }
+            Err(_) => {
+                let outcome = |what| {
+                    let mut again = Command::new(env::current_exe().unwrap());
+                    again.args([own_name, "--exact"]).env(AGAIN, what);
+                    again.output().unwrap().status
+                };
+                assert_eq!(outcome("let through").signal(), Some(SIGTERM));
+                assert!(outcome("caught again").success());
+            }
+        }
     }
 }
