@@ -6,6 +6,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use coracle_oci::image::ImageConfig;
+use coracle_oci::plan::{Places, Request, SandboxPlan, VmShape};
+use coracle_oci::spec::Overrides;
+use coracle_oci::user::User;
+
 /// Says, in its environment, that a process is there for one test.
 const ALONE: &str = "CORACLE_TEST_ALONE";
 
@@ -43,4 +48,34 @@ pub fn write_script(path: &Path, script: &str) {
     stdin.write_all(script.as_bytes()).unwrap();
     drop(stdin);
     assert!(shell.wait().unwrap().success());
+}
+
+/// The plan of a container with these volumes and disks, whose files are nowhere.
+pub fn plan(volumes: &[&str], disks: &[&str]) -> SandboxPlan {
+    let volumes: Vec<_> = volumes.iter().map(|text| text.parse().unwrap()).collect();
+    let disks: Vec<_> = disks.iter().map(|text| text.parse().unwrap()).collect();
+    let nowhere = Path::new("/nowhere");
+    SandboxPlan::new(Request {
+        id: "c",
+        vm: VmShape {
+            vcpus: 1,
+            memory_mib: 256,
+        },
+        config: &ImageConfig::default(),
+        overrides: &Overrides {
+            command: vec!["true".into()],
+            ..Overrides::default()
+        },
+        user: &User::default(),
+        volumes: &volumes,
+        disks: &disks,
+        places: Places {
+            lower: nowhere,
+            upper: nowhere,
+            work: nowhere,
+            share: nowhere,
+            guest_share: Path::new("/share"),
+        },
+    })
+    .unwrap()
 }

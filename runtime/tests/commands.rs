@@ -133,25 +133,26 @@ fn container_that_has_ended_uses_nothing() {
     assert!(said.contains("container web is not running"), "{said}");
 }
 
-#[test]
-fn ordinary_user_is_not_told_that_there_are_no_containers() {
-    let host = host();
+/// What a user without rights is told, who has the program.
+fn as_ordinary_user(host: &TempDir, words: &str) -> Output {
     let program = host.path().join("coracle");
     // By another process: what a thread beside this one forks would have the copy open to write, and so it could not run.
     let copied = Command::new("cp")
         .args([CORACLE.as_ref(), program.as_path()])
         .status();
     assert!(copied.unwrap().success());
+    let mut command = command(host, &program);
+    command.arg(words).uid(65534).gid(65534).output().unwrap()
+}
+
+#[test]
+fn ordinary_user_is_not_told_that_there_are_no_containers() {
+    let host = host();
     for (path, mode) in [("", 0o755), ("config.toml", 0o644), ("root", 0o700)] {
         fs::set_permissions(host.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    let listed = command(&host, &program)
-        .arg("ps")
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
+    let listed = as_ordinary_user(&host, "ps");
 
     assert_eq!(listed.status.code(), Some(125));
     let said = String::from_utf8(listed.stderr).unwrap();
@@ -161,22 +162,12 @@ fn ordinary_user_is_not_told_that_there_are_no_containers() {
 #[test]
 fn ordinary_user_is_told_whose_the_images_are() {
     let host = host();
-    let program = host.path().join("coracle");
-    let copied = Command::new("cp")
-        .args([CORACLE.as_ref(), program.as_path()])
-        .status();
-    assert!(copied.unwrap().success());
     fs::create_dir(host.path().join("root/images")).unwrap();
     for path in ["", "root"] {
         fs::set_permissions(host.path().join(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    let listed = command(&host, &program)
-        .arg("images")
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
+    let listed = as_ordinary_user(&host, "images");
 
     assert_eq!(listed.status.code(), Some(125));
     let said = String::from_utf8(listed.stderr).unwrap();

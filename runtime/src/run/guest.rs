@@ -159,44 +159,16 @@ pub fn failure(error: CallError) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use coracle_oci::image::ImageConfig;
-    use coracle_oci::plan::{Places, Request, VmShape};
-    use coracle_oci::spec::Overrides;
-    use coracle_oci::user::User;
-
     use super::*;
+    use crate::testing::plan;
 
     #[test]
     fn refusal_names_what_the_user_named() {
         let volumes: Vec<_> = (0..11)
-            .map(|number| format!("/volume-{number}:/{number}").parse().unwrap())
+            .map(|number| format!("/volume-{number}:/{number}"))
             .collect();
-        let nowhere = Path::new("/");
-        let plan = SandboxPlan::new(Request {
-            id: "one",
-            vm: VmShape {
-                vcpus: 1,
-                memory_mib: 256,
-            },
-            config: &ImageConfig::default(),
-            overrides: &Overrides {
-                command: vec!["true".into()],
-                ..Overrides::default()
-            },
-            user: &User::default(),
-            volumes: &volumes,
-            disks: &["/image:/mnt".parse().unwrap()],
-            places: Places {
-                lower: nowhere,
-                upper: nowhere,
-                work: nowhere,
-                share: nowhere,
-                guest_share: Path::new("/share"),
-            },
-        })
-        .unwrap();
+        let volumes: Vec<_> = volumes.iter().map(String::as_str).collect();
+        let plan = plan(&volumes, &["/image:/mnt"]);
         let said = [
             "cannot mount /share/volumes/10 on /10: it is",
             "cannot mount /share/volumes/1 on /1: it is",

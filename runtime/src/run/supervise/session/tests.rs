@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::Shutdown;
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
@@ -17,10 +17,7 @@ use coracle_agent_api::messages::{
     WaitProcessResponse,
 };
 use coracle_agent_api::{Agent, Client, methods, ttrpc};
-use coracle_oci::image::ImageConfig;
-use coracle_oci::plan::{Places, Request as PlanRequest, SandboxPlan, VmShape};
-use coracle_oci::spec::Overrides;
-use coracle_oci::user::User;
+use coracle_oci::plan::SandboxPlan;
 use rstest::rstest;
 use tempfile::TempDir;
 
@@ -30,6 +27,7 @@ use crate::run::guest::Guest;
 use crate::run::listeners::SOCKET;
 use crate::run::machine::Machine;
 use crate::run::signals::Forwarding;
+use crate::testing::plan;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -144,7 +142,7 @@ impl Running {
         let (machine, vmm) = Machine::empty();
         Self {
             directory,
-            plan: plan(),
+            plan: plan(&[], &[]),
             machine,
             vmm,
             calls,
@@ -165,33 +163,6 @@ impl Running {
         let supervisor = Supervisor::new(guest, &self.machine, plan, vsock, "c", signals);
         (supervisor, connection)
     }
-}
-
-fn plan() -> SandboxPlan {
-    let nowhere = Path::new("/nowhere");
-    SandboxPlan::new(PlanRequest {
-        id: "c",
-        vm: VmShape {
-            vcpus: 1,
-            memory_mib: 256,
-        },
-        config: &ImageConfig::default(),
-        overrides: &Overrides {
-            command: vec!["true".into()],
-            ..Overrides::default()
-        },
-        user: &User::default(),
-        volumes: &[],
-        disks: &[],
-        places: Places {
-            lower: nowhere,
-            upper: nowhere,
-            work: nowhere,
-            share: nowhere,
-            guest_share: nowhere,
-        },
-    })
-    .unwrap()
 }
 
 /// A session, and the connection of who asks.
