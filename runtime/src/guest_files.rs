@@ -37,13 +37,17 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
-    /// The files of `directory`: those of its small kernel, if there is one and neither file is asked for by name; or else
-    /// its own, each replaced by the one that is. (A kernel that is named may need modules, and an initial file system
-    /// that is named may have them: the small one knows of none.)
+    /// The files of `directory`: those of its small kernel, if there is one and neither file is asked for by name, or if it
+    /// is that which is; or else its own; each replaced by the one that is asked for. (Another kernel may need modules, and
+    /// an initial file system that is named may have them: the small one knows of none.)
     pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
         let small = directory.join(SMALL);
-        let is_named = kernel.is_some() || initramfs.is_some();
-        let directory = match !is_named && small.join(KERNEL).exists() {
+        let is_small = match (kernel, initramfs) {
+            (Some(named), _) => named == small.join(KERNEL),
+            (None, None) => small.join(KERNEL).exists(),
+            (None, Some(_)) => false,
+        };
+        let directory = match is_small {
             true => small.as_path(),
             false => directory,
         };
@@ -158,6 +162,9 @@ mod tests {
         assert_eq!(with.kernel, path("small/vmlinux"));
         assert_eq!(with.initramfs, path("small/initramfs.cpio"));
         assert_eq!(named.initramfs, path("initramfs.cpio"));
+        let small = GuestFiles::find(directory.path(), Some(&with.kernel), None);
+        assert_eq!(small.initramfs, with.initramfs);
+        assert!(small.is_installed);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub struct Hello {
 
 /// Why no hello could be read.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum HelloError {
     /// The connection failed.
     #[error("cannot read the agent's hello")]

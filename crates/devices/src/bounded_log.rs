@@ -24,6 +24,7 @@ const BLOCK: usize = 8192;
 
 /// A log that cannot be kept in the file it was given.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LogError {
     /// A pipe or terminal cannot be shortened: it needs no bound of ours, write to it directly.
     #[error("the log is not a regular file, so it cannot be kept within a limit")]

@@ -209,7 +209,10 @@ impl Attachment {
         // No earlier than the taps.
         self.guards.clear();
         self.namespace = None;
-        let common = CommonLock::take(&self.config)?;
+        let common = match CommonLock::take(&self.config) {
+            Ok(common) => common,
+            Err(error) => return Err(removed.err().unwrap_or(error)),
+        };
         let settled = match removed {
             Ok(()) => machine.forget(&common),
             Err(error) => {
@@ -452,7 +455,11 @@ pub(crate) fn remove(
         removed => machine.forget(&common).map(|()| removed.err()),
     };
     let shared = remove_shared_locked(config, &common);
-    settled.and_then(|stays| shared.map(|()| stays))
+    match settled? {
+        None => shared.map(|()| None),
+        // It is told now or never; what is shared is tried again by the next.
+        forgotten => Ok(forgotten),
+    }
 }
 
 /// Waits a while for a killed machine's taps to go: they go with the machine's process, which may still be dying, and what

@@ -49,6 +49,7 @@ pub struct Digest {
 
 /// A text that is no digest, or one by an algorithm that is not known here.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DigestError {
     /// The text has not the form of a digest.
     #[error("{} is not a digest: it takes sha256: or sha512: and lower-case hexadecimal digits", quoted(.0.as_bytes()))]
@@ -190,6 +191,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Content that is not what its descriptor says.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ContentError {
     /// It ends early, or goes on.
     #[error("blob {digest} has {found} bytes where its descriptor says {expected}")]

@@ -29,6 +29,7 @@ pub struct Disk {
 
 /// A disk that cannot be.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DiskError {
     /// The text is not of the form `FILE:DST[:OPTION]…`.
     #[error("disk `{0}` is not of the form FILE:DST, FILE:DST:ro or FILE:DST:fs=TYPE")]

@@ -133,6 +133,7 @@ pub struct Request<'r> {
 
 /// A container for which there is no plan.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlanError {
     /// No CPU.
     #[error("a virtual machine needs at least one virtual CPU")]
@@ -258,14 +259,25 @@ impl SandboxPlan {
     /// the guest's own.
     #[must_use]
     pub fn host_source(&self, path: &Path) -> Option<&Path> {
-        let mut volumes = (0..).zip(&self.volumes);
-        let volume = volumes.find(|(number, _)| path.ends_with(volume_place(*number)));
-        let is_meant = |disk: &&VirtualDisk| path == Path::new(&format!("{DISKS}{}", disk.serial));
-        let disk = || self.disks.iter().find(is_meant);
+        let volume = self.volume_at(path).map(|volume| &volume.source);
         volume
-            .map(|(_, volume)| &volume.source)
-            .or_else(|| disk().map(|disk| &disk.source))
+            .or_else(|| self.disk_at(path).map(|disk| &disk.source))
             .map(PathBuf::as_path)
+    }
+
+    /// The volume that the guest finds at `path`, if it is one.
+    #[must_use]
+    pub fn volume_at(&self, path: &Path) -> Option<&SharedVolume> {
+        let mut volumes = (0..).zip(&self.volumes);
+        let found = volumes.find(|(number, _)| path.ends_with(volume_place(*number)));
+        found.map(|(_, volume)| volume)
+    }
+
+    /// The disk that the guest finds at `path`, if it is one.
+    #[must_use]
+    pub fn disk_at(&self, path: &Path) -> Option<&VirtualDisk> {
+        let mut disks = self.disks.iter();
+        disks.find(|disk| path == Path::new(&format!("{DISKS}{}", disk.serial)))
     }
 }
 

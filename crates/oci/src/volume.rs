@@ -21,6 +21,7 @@ pub struct Volume {
 
 /// A volume that cannot be.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum VolumeError {
     /// The text is not of the form `SRC:DST[:ro]`.
     #[error("volume `{0}` is not of the form SRC:DST or SRC:DST:ro")]

@@ -20,6 +20,7 @@ pub struct Packet<'c> {
 
 /// A chain of the transmit queue that holds no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PacketError {
     /// It ends before the header does.
     #[error("a packet of {0} bytes has no room for a header")]

@@ -172,7 +172,8 @@ pub struct ConsoleArguments {
 /// devices, FIFOs and sockets are left out. Permissions, without set-user-ID and set-group-ID, and times are kept.
 ///
 /// What the guest alone has is out of reach: its /proc, /sys and /dev, what is mounted there as tmpfs, and disks. A copy
-/// of one of these is refused; a program in the container gets there: coracle exec web cat FILE, coracle exec -i web tar -x.
+/// of one of these is refused, and what a tree or an archive has for one is left out, and said so. A program in the
+/// container gets there: coracle exec web cat FILE, coracle exec -i web tar -x.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   coracle cp web:/etc/nginx ./nginx

@@ -180,6 +180,7 @@ mod tests {
     use rustix::fs::{CWD, mknodat};
 
     use super::*;
+    use crate::testing::alone;
 
     fn disk(source: impl Into<PathBuf>, read_only: bool) -> VirtualDisk {
         VirtualDisk {
@@ -275,13 +276,15 @@ mod tests {
 
     #[test]
     fn device_is_written_by_one_and_read_by_many() {
-        let device = Loop::new();
+        // A process that another test starts would keep it for a moment.
+        alone(device_is_written_by_one_and_read_by_many, || {
+            let device = Loop::new();
+            let readers = [(); 2].map(|()| open_disk(&disk(&device.path, true)).unwrap());
+            drop(readers);
+            let _writer = open_disk(&disk(&device.path, false)).unwrap();
 
-        let readers = [(); 2].map(|()| open_disk(&disk(&device.path, true)).unwrap());
-        drop(readers);
-        let _writer = open_disk(&disk(&device.path, false)).unwrap();
-
-        assert!(open_disk(&disk(&device.path, true)).is_err());
+            assert!(open_disk(&disk(&device.path, true)).is_err());
+        });
     }
 
     #[rstest]

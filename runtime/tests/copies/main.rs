@@ -39,6 +39,10 @@ const TESTS: &[(&str, fn())] = &[
         what_the_guest_alone_has_is_refused,
     ),
     (
+        "what_would_come_where_the_guest_alone_has_something_is_left_out",
+        what_would_come_where_the_guest_alone_has_something_is_left_out,
+    ),
+    (
         "whole_container_is_copied_without_what_its_guest_alone_has",
         whole_container_is_copied_without_what_its_guest_alone_has,
     ),
@@ -73,7 +77,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// A host with a container that has ended. Its image has /etc/one and /etc/two; it wrote /etc/new and removed /etc/two.
+/// A host with a container that has ended. Its image has /etc/one and /etc/two; it wrote /etc/new and removed /etc/two. Its
+/// guest had disks at /disk and in the place of the file /etc/null.
 struct Host {
     // In memory: what tests run on may be an overlay itself, which cannot be written through another.
     directory: TempDir,
@@ -100,6 +105,7 @@ impl Host {
         fs::create_dir_all(host.path(CONTAINER).join("upper/etc")).unwrap();
         fs::write(host.path("image/etc/one"), "one").unwrap();
         fs::write(host.path("image/etc/two"), "two").unwrap();
+        fs::write(host.path("image/etc/null"), "covered").unwrap();
         symlink("/data", host.path("image/link")).unwrap();
         symlink("/disk", host.path("image/todisk")).unwrap();
         fs::write(host.path("volume/file"), "volume").unwrap();
@@ -144,7 +150,8 @@ impl Host {
                 volume("/readonly:ro"),
                 volume("/disk/made/volume"),
             ],
-            disks: &["/nothing.img:/disk".parse().unwrap()],
+            disks: &["/nothing.img:/disk", "/nothing.img:/etc/null"]
+                .map(|disk| disk.parse().unwrap()),
             places: Places {
                 lower: &self.path("image"),
                 upper: &own.join("upper"),
@@ -278,13 +285,55 @@ fn what_the_guest_alone_has_is_refused() {
     );
     assert!(!host.path("out/new").exists());
     assert!(!host.path(CONTAINER).join("upper/disk").exists());
-    // By what is in a directory, too.
-    fs::create_dir_all(host.path("out/tree/disk")).unwrap();
-    fs::write(host.path("out/tree/disk/q"), "q").unwrap();
-    let tree = host.refused(&["tree/.", "web:/"]);
-    assert!(tree.contains("disk/q: Read-only file system"), "{tree}");
     // The link itself is none of it.
     host.copy(&["web:/todisk", "."]);
+}
+
+/// Whether it comes as a tree or as an archive.
+fn what_would_come_where_the_guest_alone_has_something_is_left_out() {
+    for as_archive in [false, true] {
+        let host = Host::new();
+        let tree = host.path("out/tree");
+        fs::create_dir_all(tree.join("disk/made/volume")).unwrap();
+        fs::create_dir_all(tree.join("dev/pts")).unwrap();
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        for file in [
+            "disk/q",
+            "disk/made/q",
+            "disk/made/volume/more",
+            "etc/null",
+            "dev/pts/q",
+        ] {
+            fs::write(tree.join(file), "more").unwrap();
+        }
+        fs::hard_link(tree.join("dev/pts/q"), tree.join("etc/same")).unwrap();
+
+        let output = match as_archive {
+            false => host.command(&["tree/.", "web:/"]).output().unwrap(),
+            true => {
+                let mut tar = Command::new("tar");
+                // In this order, so that it is /etc/same that is the link.
+                tar.args(["-c", "--sort=name", "-C"]).arg(&tree).arg(".");
+                let mut tar = tar.stdout(Stdio::piped()).spawn().unwrap();
+                let mut copy = host.command(&["-", "web:/"]);
+                let output = copy.stdin(tar.stdout.take().unwrap()).output().unwrap();
+                assert!(tar.wait().unwrap().success());
+                output
+            }
+        };
+
+        succeeded(&output);
+        let said = String::from_utf8(output.stderr).unwrap();
+        let left_out = ["disk/q", "disk/made/q", "etc/null", "dev/pts"];
+        for path in left_out {
+            let line = format!("coracle: {path} is left out: the guest alone has its place\n");
+            assert_eq!(said.matches(&line).count(), 1, "{path}: {said}");
+        }
+        assert_eq!(text(host.path("volume/more")), "more");
+        let upper = host.path(CONTAINER).join("upper");
+        assert_eq!(upper.join("etc/same").exists(), !as_archive, "{said}");
+        assert!(!upper.join("disk/q").exists());
+    }
 }
 
 fn whole_container_is_copied_without_what_its_guest_alone_has() {
@@ -295,10 +344,12 @@ fn whole_container_is_copied_without_what_its_guest_alone_has() {
 
     succeeded(&output);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        said.contains("what is in all/disk is left out: the guest alone has it"),
-        "{said}"
-    );
+    for line in [
+        "what is in all/disk is left out: the guest alone has it",
+        "all/etc/null is left out: the guest alone has it",
+    ] {
+        assert_eq!(said.matches(line).count(), 1, "{line}: {said}");
+    }
     assert!(host.path("out/all/etc/one").exists());
     assert!(!host.path("out/all/disk/hidden").exists());
 }

@@ -29,6 +29,7 @@ pub enum Compression {
 
 /// Why something could not be decompressed.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CompressionError {
     /// The stream is damaged or cut short.
     #[error("the {compression:?} stream is damaged")]

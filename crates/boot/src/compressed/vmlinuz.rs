@@ -26,6 +26,7 @@ const SECTOR: usize = 512;
 
 /// Why no kernel could be taken out of an image.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum VmlinuzError {
     /// The boot flag or the header's magic number is missing.
     #[error("not a bzImage: no boot flag and `HdrS` in its first {SECTOR} bytes and after")]

@@ -17,6 +17,7 @@ const BLOCK: usize = 4096;
 
 /// A request that cannot be answered.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// The device has to give at least one byte (virtio 1.3, section 5.4.6.2).
     #[error("entropy request {head} has no device-writable byte")]

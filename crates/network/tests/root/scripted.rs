@@ -40,6 +40,7 @@ tests![
     what_cannot_be_removed_is_told_once_and_can_be_given_up,
     host_forwards_for_no_machine_that_is_only_remembered,
     plugin_that_is_gone_with_its_configuration_is_given_up,
+    what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed,
     killed_machine_is_taken_down_by_its_record,
     capabilities_are_given_to_those_that_have_them,
     address_that_no_plugin_can_give_is_refused,
@@ -526,6 +527,31 @@ fn plugin_that_is_gone_with_its_configuration_is_given_up() {
         matches!(while_configured, NetworkError::PluginMissing { .. }),
         "{while_configured}"
     );
+    assert!(world.remembered().is_empty());
+}
+
+fn what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed() {
+    let mut world = World::new();
+    network(&mut world, &[("first", WORKS)]);
+    Holder::start(&world, "vm", "net", &[]).kill();
+    fs::remove_file(world.path("plugins/first")).unwrap();
+    fs::remove_file(world.configuration("net")).unwrap();
+    let routed = world.attach("web", &["host-nat"], &[]);
+    let shared = world.config.state.join("forwarding");
+    // What is mounted on cannot be removed.
+    rustix::mount::mount_bind(&shared, &shared).unwrap();
+
+    let at_its_end = routed.detach();
+    let later = remove_leftovers("vm", &world.config);
+    rustix::mount::unmount(&shared, rustix::mount::UnmountFlags::DETACH).unwrap();
+
+    let at_its_end = at_its_end.unwrap_err();
+    assert!(
+        matches!(at_its_end, NetworkError::State { .. }),
+        "{at_its_end}"
+    );
+    let later = later.unwrap_err();
+    assert!(matches!(later, NetworkError::PluginGone { .. }), "{later}");
     assert!(world.remembered().is_empty());
 }
 

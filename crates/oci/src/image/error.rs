@@ -13,6 +13,7 @@ use crate::tarball::TarError;
 
 /// An image that cannot be found, read or run.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// The reference is empty, or the like.
     #[error(

@@ -36,6 +36,7 @@ pub struct Name {
 
 /// A text that names no image.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NameError {
     /// Nothing is there.
     #[error("the name of the image is empty")]

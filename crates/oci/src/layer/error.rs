@@ -11,6 +11,7 @@ use crate::tarball::TarError;
 
 /// A layer that cannot be applied.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LayerError {
     /// An entry that no honest builder writes, or that cannot be honoured.
     #[error("layer {layer} is refused: entry {entry} {refusal}")]

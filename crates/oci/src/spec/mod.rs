@@ -81,6 +81,7 @@ pub struct Container<'c> {
 
 /// A container that cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpecError {
     /// Nothing to run.
     #[error("there is no command to run: none was given, and there is no image that names one")]

@@ -14,6 +14,7 @@ use crate::unpack::UnpackError;
 
 /// A failure of the store, or of what was to be put in it.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// A part of the store cannot be made, opened or removed.
     #[error("image store: cannot {action} {}", .path.display())]

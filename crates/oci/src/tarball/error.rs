@@ -9,6 +9,7 @@ use super::entries::EXTENSION_LIMIT;
 
 /// A stream that is no tar, or one whose meaning is not certain. Offsets are bytes into it.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TarError {
     /// The stream cannot be read.
     #[error("the tar stream cannot be read at byte {offset}")]

@@ -33,6 +33,7 @@ const DECODER_LIMIT: usize = 4;
 
 /// An image that cannot be unpacked.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum UnpackError {
     /// One of its blobs is missing or has another size than stated.
     #[error(transparent)]

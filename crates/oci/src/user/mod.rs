@@ -46,6 +46,7 @@ impl Default for User {
 
 /// A user that cannot be found.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum UserError {
     /// Not of the form `user[:group]`.
     #[error("user `{0}` is not of the form USER or USER:GROUP")]

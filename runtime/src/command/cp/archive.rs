@@ -15,9 +15,9 @@ use tar::{Builder, EntryType, Header};
 
 use super::entry::Attributes;
 use super::files::{Ownership, create, make_directory, put_link};
+use super::guest_only::GuestOnly;
 use super::root::Root;
-use super::walk::Receiver;
-use crate::log;
+use super::walk::{Receiver, tell_left_out};
 use crate::printable::printable;
 
 /// Bytes of holes that an archive may have in all. A hole costs a guest nothing, and in an archive it is written out: without
@@ -102,12 +102,19 @@ impl<W: Write> Receiver for Archive<W> {
 }
 
 /// Puts what is in an archive below the directory `base` of `root`. Names in it that begin with a slash are below it as
-/// well; none leads upwards.
-pub fn extract(from: impl Read, root: &Root, base: &Path, ownership: Ownership) -> Result<()> {
+/// well; none leads upwards. What would come where only the guest has something is left out, and said so.
+pub fn extract(
+    from: impl Read,
+    root: &Root,
+    base: &Path,
+    ownership: Ownership,
+    guest_only: Option<&GuestOnly>,
+) -> Result<()> {
     let mut extraction = Extraction {
         root,
         base,
         ownership,
+        guest_only,
         directories: Vec::new(),
     };
     let mut archive = tar::Archive::new(from);
@@ -129,6 +136,7 @@ struct Extraction<'r> {
     root: &'r Root,
     base: &'r Path,
     ownership: Ownership,
+    guest_only: Option<&'r GuestOnly>,
     /// What was made, to get its time once it is filled.
     directories: Vec<(PathBuf, Attributes)>,
 }
@@ -140,6 +148,10 @@ impl Extraction<'_> {
             // The base itself, which is there.
             return Ok(());
         };
+        if self.is_out_of_reach(&path)? {
+            tell_left_out(&path, "the guest alone has its place");
+            return Ok(());
+        }
         let parent = self.parent(above)?;
         let parent = parent.as_fd();
         let attributes = attributes(entry.header())?;
@@ -166,6 +178,10 @@ impl Extraction<'_> {
                 let (Some(other), Some(above)) = (target.file_name(), target.parent()) else {
                     bail!("the link leads to a directory");
                 };
+                if self.is_out_of_reach(&target)? {
+                    tell_left_out(&path, "what it is the same file as is left out");
+                    return Ok(());
+                }
                 let directory = self.parent(above)?;
                 match unlinkat(parent, name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT) => {}
@@ -174,12 +190,16 @@ impl Extraction<'_> {
                 linkat(&directory, other, parent, name, AtFlags::empty())?;
             }
             EntryType::XGlobalHeader => {}
-            _ => log::tell(format_args!(
-                "coracle: {} is left out: it is not a file, directory or link",
-                printable(&path.to_string_lossy())
-            )),
+            _ => tell_left_out(&path, "it is not a file, directory or link"),
         }
         Ok(())
+    }
+
+    fn is_out_of_reach(&self, path: &Path) -> io::Result<bool> {
+        match self.guest_only {
+            Some(guest_only) => guest_only.takes_path(self.root, &self.base.join(path)),
+            None => Ok(false),
+        }
     }
 
     fn parent(&self, above: &Path) -> Result<OwnedFd> {

@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::entry::{Attributes, Entry};
+use super::guest_only::GuestOnly;
 use super::walk::Receiver;
 
 /// How often a name is freed that somebody takes again.
@@ -34,11 +35,13 @@ pub enum Ownership {
 }
 
 /// A directory that is filled.
-pub struct Files {
+pub struct Files<'g> {
     base: OwnedFd,
     identity: (u64, u64),
     levels: Vec<Level>,
     ownership: Ownership,
+    /// What of it is not to be filled.
+    guest_only: Option<&'g GuestOnly>,
 }
 
 /// A directory below it.
@@ -48,14 +51,19 @@ struct Level {
     attributes: Option<Attributes>,
 }
 
-impl Files {
-    pub fn below(base: OwnedFd, ownership: Ownership) -> io::Result<Self> {
+impl<'g> Files<'g> {
+    pub fn below(
+        base: OwnedFd,
+        ownership: Ownership,
+        guest_only: Option<&'g GuestOnly>,
+    ) -> io::Result<Self> {
         let stat = fstat(&base)?;
         Ok(Self {
             base,
             identity: (stat.st_dev, stat.st_ino),
             levels: Vec::new(),
             ownership,
+            guest_only,
         })
     }
 
@@ -67,7 +75,7 @@ impl Files {
     }
 }
 
-impl Receiver for Files {
+impl Receiver for Files<'_> {
     fn enter(&mut self, name: &OsStr, attributes: &Attributes) -> Result<()> {
         let (directory, is_new) = make_directory(self.here(), name)?;
         self.levels.push(Level {
@@ -96,6 +104,13 @@ impl Receiver for Files {
     fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()> {
         let link = put_link(self.here(), name, target)?;
         self.ownership.apply_to_link(link, attributes)
+    }
+
+    fn is_out_of_reach(&self, name: &OsStr) -> Result<bool> {
+        match self.guest_only {
+            Some(guest_only) => Ok(guest_only.takes(self.here(), name)?),
+            None => Ok(false),
+        }
     }
 
     fn identity(&self) -> Option<(u64, u64)> {

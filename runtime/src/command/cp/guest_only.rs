@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -38,14 +38,14 @@ struct Place {
 }
 
 impl Covers {
-    /// Covers `place`, which the container sees as `path`, where its guest has mounted `source`.
-    pub fn put(&mut self, place: &Entry, path: &Path, source: Option<&Path>) -> Result<()> {
+    /// Covers `place`, which the container sees as `path`, where its guest has mounted a disk or something of its own.
+    pub fn put(&mut self, place: &Entry, path: &Path, is_disk: bool) -> Result<()> {
         let identity = self
             .cover(place)
             .with_context(|| format!("cannot mount at {}", path.display()))?;
         self.places.push(Place {
             path: path.to_owned(),
-            is_disk: source.is_some_and(|source| source.starts_with("/dev/disk")),
+            is_disk,
             identity,
         });
         Ok(())
@@ -139,6 +139,29 @@ impl GuestOnly {
     /// Whether this is what one of them is covered with.
     pub fn is_cover(&self, entry: &Entry) -> bool {
         self.place(entry).is_some()
+    }
+
+    /// Whether what would be put at `name` in `directory` would be put on one of them. Where there is a directory, it
+    /// depends on what is to be put into that: a volume may be below.
+    pub fn takes(&self, directory: impl AsFd, name: &OsStr) -> io::Result<bool> {
+        let directory = directory.as_fd();
+        Ok(match Entry::at(directory, name)? {
+            Some(there) => there.kind != Kind::Directory && self.is_cover(&there),
+            None => self.devices.contains(&fstat(directory)?.st_dev),
+        })
+    }
+
+    /// The same of a path, of which as much is there as may be.
+    pub fn takes_path(&self, root: &Root, path: &Path) -> io::Result<bool> {
+        if let Some(there) = root.find(path, false)? {
+            return Ok(there.kind != Kind::Directory && self.is_cover(&there));
+        }
+        for above in path.ancestors().skip(1) {
+            if let Some(above) = root.find(above, true)? {
+                return Ok(self.has(&above));
+            }
+        }
+        Ok(false)
     }
 
     fn place(&self, entry: &Entry) -> Option<&Place> {

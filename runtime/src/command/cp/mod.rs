@@ -74,7 +74,8 @@ pub fn cp(directories: &Directories, arguments: &CpArguments) -> Result<u8> {
             let source = source.transpose()?;
             let tree = Tree::open(&directories.root, &mut found, copy.direction)?;
             tree.require_in_reach(inside, true, copy.direction)?;
-            let destination = Destination::find(tree.root()?, &copy.inside)?;
+            let mut destination = Destination::find(tree.root()?, &copy.inside)?;
+            destination.guest_only = Some(tree.guest_only());
             match source {
                 Some(source) => transfer(&source, destination, ownership)?,
                 None => receive(tree.root()?, &destination, ownership)?,
@@ -130,6 +131,8 @@ struct Destination<'g> {
     there: Option<Entry>,
     /// The directory above, and the name in it; not of a directory that is there.
     above: Option<(OwnedFd, OsString)>,
+    /// What of its root is not to be copied to.
+    guest_only: Option<&'g GuestOnly>,
 }
 
 impl<'g> Destination<'g> {
@@ -151,6 +154,7 @@ impl<'g> Destination<'g> {
             given,
             there,
             above,
+            guest_only: None,
         })
     }
 
@@ -170,7 +174,7 @@ impl<'g> Destination<'g> {
 }
 
 fn transfer(source: &Source<'_>, destination: Destination<'_>, ownership: Ownership) -> Result<()> {
-    let given = destination.given;
+    let (given, guest_only) = (destination.given, destination.guest_only);
     let landing = landing(
         source.given,
         source.is_directory(),
@@ -193,7 +197,7 @@ fn transfer(source: &Source<'_>, destination: Destination<'_>, ownership: Owners
             }
         },
     };
-    let mut files = Files::below(directory, ownership)
+    let mut files = Files::below(directory, ownership, guest_only)
         .with_context(|| format!("cannot look at {}", given.path.display()))?;
     walk(
         &source.entry,
@@ -237,5 +241,5 @@ fn receive(root: &Root, destination: &Destination<'_>, ownership: Ownership) -> 
     let mut from = io::stdin().lock();
     let begun = from.fill_buf().context("cannot read standard input")?;
     ensure!(!begun.is_empty(), "there is no archive on standard input");
-    extract(from, root, base, ownership)
+    extract(from, root, base, ownership, destination.guest_only)
 }

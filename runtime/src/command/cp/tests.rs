@@ -436,6 +436,7 @@ fn archive_holds_what_is_copied() {
         &sides.root,
         Path::new("/other"),
         Ownership::Kept,
+        None,
     )
     .unwrap();
 
@@ -491,6 +492,7 @@ fn bad_archive_is_refused(#[case] bytes: Vec<u8>, #[case] expected: &str) {
         &sides.root,
         Path::new("/base"),
         Ownership::Ours,
+        None,
     ));
 
     assert!(error.contains(expected), "{error}");
@@ -503,7 +505,13 @@ fn archive_stays_inside_whatever_links_are_there() {
     symlink(sides.outside(""), sides.inside("link")).unwrap();
 
     let bytes = archive_of(tar::EntryType::Regular, b"link/file", "");
-    let _ = extract(&bytes[..], &sides.root, Path::new("/"), Ownership::Ours);
+    let _ = extract(
+        &bytes[..],
+        &sides.root,
+        Path::new("/"),
+        Ownership::Ours,
+        None,
+    );
 
     assert_eq!(fs::read_dir(sides.outside("")).unwrap().count(), 0);
 }

@@ -200,9 +200,10 @@ fn put_mounts(
     let mut covers = Covers::default();
     for mount in plan.spec.mounts().iter().flatten() {
         let source = mount.source().as_deref();
-        let Some(volume) = source.and_then(|source| volume(plan, source)) else {
+        let Some(volume) = source.and_then(|source| plan.volume_at(source)) else {
             if let Ok(Some(point)) = root.find(mount.destination(), true) {
-                covers.put(&point, mount.destination(), source)?;
+                let is_disk = source.is_some_and(|source| plan.disk_at(source).is_some());
+                covers.put(&point, mount.destination(), is_disk)?;
             }
             continue;
         };
@@ -246,14 +247,6 @@ fn place_without_links(path: &Path) -> io::Result<OwnedFd> {
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS,
     )?)
-}
-
-/// The volume that the guest finds at `source`; nothing if that is not one.
-fn volume<'p>(plan: &'p SandboxPlan, source: &Path) -> Option<&'p SharedVolume> {
-    let place = |number| format!("volumes/{number}");
-    let mut volumes = plan.volumes.iter().enumerate();
-    let found = volumes.find(|&(number, _)| source.ends_with(place(number)));
-    found.map(|(_, volume)| volume)
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@ pub trait Receiver {
     fn file(&mut self, name: &OsStr, attributes: &Attributes, content: &File) -> Result<()>;
     /// A symbolic link.
     fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()>;
+    /// Whether what is called so cannot be put where it would go now: nobody but a guest could read it there.
+    fn is_out_of_reach(&self, _name: &OsStr) -> Result<bool> {
+        Ok(false)
+    }
     /// The directory that it all goes to, if there is one.
     fn identity(&self) -> Option<(u64, u64)> {
         None
@@ -36,7 +40,7 @@ pub trait Receiver {
 /// Hands over what `entry` is under the name `name`; of a directory without a name, what is in it.
 ///
 /// What is removed meanwhile is not there; what is neither file, directory nor link is left out, and said so, as is what
-/// is in a place that is not in reach.
+/// is in a place that is not in reach, or would come there.
 pub fn walk(
     entry: &Entry,
     name: Option<&OsStr>,
@@ -93,14 +97,21 @@ impl Walk<'_> {
 
     fn hand_over(&mut self, entry: &Entry, name: Option<&OsStr>, path: &Path) -> Result<()> {
         let attributes = &entry.attributes;
-        if self.guest_only.is_some_and(|it| it.is_cover(entry)) {
-            log::tell(format_args!(
-                "coracle: what is in {} is left out: the guest alone has it",
-                shown(path)
-            ));
+        if let Some(name) = name
+            && self.receiver.is_out_of_reach(name)?
+        {
+            tell_left_out(path, "the guest alone has its place");
+            return Ok(());
         }
+        let is_cover = self.guest_only.is_some_and(|it| it.is_cover(entry));
         match (entry.kind, name) {
             (Kind::Directory, name) => {
+                if is_cover {
+                    log::tell(format_args!(
+                        "coracle: what is in {} is left out: the guest alone has it",
+                        shown(path)
+                    ));
+                }
                 ensure!(
                     self.levels.len() < LEVELS,
                     "more than {LEVELS} directories are in each other"
@@ -117,13 +128,14 @@ impl Walk<'_> {
                 self.levels.push((listed, name.is_some()));
                 Ok(())
             }
+            _ if is_cover => {
+                tell_left_out(path, "the guest alone has it");
+                Ok(())
+            }
             (Kind::File, Some(name)) => self.receiver.file(name, attributes, &entry.read()?),
             (Kind::Link, Some(name)) => self.receiver.link(name, attributes, &entry.target()?),
             (Kind::Special(kind), _) => {
-                log::tell(format_args!(
-                    "coracle: {} is left out: it is {kind}",
-                    shown(path)
-                ));
+                tell_left_out(path, &format!("it is {kind}"));
                 Ok(())
             }
             (Kind::File | Kind::Link, None) => Ok(()),
@@ -142,6 +154,14 @@ fn next(directory: &mut Dir) -> rustix::io::Result<Option<OsString>> {
             return Ok(Some(name.to_owned()));
         }
     }
+}
+
+/// Says that the copy goes on without it.
+pub fn tell_left_out(path: &Path, reason: &str) {
+    log::tell(format_args!(
+        "coracle: {} is left out: {reason}",
+        shown(path)
+    ));
 }
 
 /// A path of a guest's, as it can be shown.
