@@ -382,21 +382,9 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         if let Err(error) = self.take_down() {
             // It stays remembered: whoever tries next is told.
-            tracing::info!("network of {}: {}", self.id, with_causes(&error));
+            tracing::info!("network of {}: {}", self.id, error.with_causes());
         }
     }
-}
-
-/// An error with what lies behind it, for where it can only be logged.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The route to everything else through an interface of this place.
@@ -449,15 +437,13 @@ pub(crate) fn remove(
     wait_for_taps(id)?;
     let common = CommonLock::take(config)?;
     let settled = match removed {
-        Err(error) if rest == Rest::Kept && !matches!(error, NetworkError::PluginGone { .. }) => {
-            Err(machine.keep(id, record, error))
-        }
+        Err(error) if rest == Rest::Kept => Err(machine.keep(id, record, error)),
         removed => machine.forget(&common).map(|()| removed.err()),
     };
     let shared = remove_shared_locked(config, &common);
     match settled? {
         None => shared.map(|()| None),
-        // It is told now or never; what is shared is tried again by the next.
+        // It is heard of now or never; what is shared is tried again by the next.
         forgotten => Ok(forgotten),
     }
 }

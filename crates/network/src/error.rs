@@ -164,8 +164,8 @@ pub enum NetworkError {
         id: String,
     },
 
-    /// What is left of a machine cannot be removed, as somebody has heard before.
-    #[error("what is left of the network of {id:?} still cannot be removed")]
+    /// What is left of a machine cannot be removed; it stays remembered.
+    #[error("what is left of the network of {id:?} cannot be removed")]
     StillLeft {
         /// The id.
         id: String,
@@ -493,6 +493,18 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
+    /// With what lies behind it, for where it can only be written down.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
     /// Of two the one that leaves something to be done, else the first.
     pub(crate) fn graver(first: Option<Self>, second: Self) -> Option<Self> {
         match first {

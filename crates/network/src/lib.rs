@@ -32,7 +32,7 @@ pub use mac::MacAddress;
 pub use network::Network;
 pub use port::{PortMapping, Protocol};
 pub use request::{Addressing, NetworkConfig, Request, Subnet};
-pub use state::{acknowledge, give_up, leftovers, remove_leftovers, sweep};
+pub use state::{Unheard, acknowledge, give_up, leftovers, remove_leftovers, sweep, unheard};
 
 /// What fuzz targets call; no part of the interface.
 #[doc(hidden)]

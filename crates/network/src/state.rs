@@ -4,7 +4,8 @@
 //! ```text
 //! STATE/lock                  taken while addresses are chosen, and while what all machines share comes or goes
 //! STATE/machines/ID/alive     locked for as long as the machine's network is attached: the kernel drops the lock
-//! STATE/machines/ID/record    JSON: what there is to remove
+//! STATE/machines/ID/record    JSON: what there is to remove, and why it cannot be
+//! STATE/machines/ID/heard     there once somebody has heard of that
 //! ```
 //!
 //! What the kernel removes by itself (taps, addresses, routes, published ports) is in no record: the kernel knows it better.
@@ -32,6 +33,9 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 /// A record larger than this is none of ours.
 const MAX_RECORD: u64 = 16 << 20;
 
+/// Name of the file that says that somebody has heard what cannot be removed.
+const HEARD: &str = "heard";
+
 /// Mode bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -45,8 +49,10 @@ pub(crate) struct Record {
     pub(crate) cni: Vec<CniAttachment>,
     /// Ports of Open vSwitch bridges.
     pub(crate) ovs: Vec<OvsPort>,
-    /// Somebody was told that it cannot all be removed.
-    told: bool,
+    /// Why it could not all be removed, if somebody has tried.
+    failed: Option<String>,
+    /// What lacks will not come back.
+    is_hopeless: bool,
 }
 
 /// A port that Open vSwitch's database holds.
@@ -120,7 +126,9 @@ impl Machine {
         let _common = CommonLock::take(config)?;
         let directory = machines(config).join(id);
         make_directory(&directory)?;
-        Self::lock(directory, id)
+        let machine = Self::lock(directory, id)?;
+        machine.unhear()?;
+        Ok(machine)
     }
 
     /// Takes the id if there is anything of it.
@@ -169,30 +177,50 @@ impl Machine {
         replace_file(&path, &bytes, must_last).map_err(failed(&path, "write it"))
     }
 
-    /// Keeps what could not be removed for another try; gives what to tell of it.
+    /// Keeps what could not be removed for another try, with the reason; gives what to tell of it.
     pub(crate) fn keep(self, id: &str, mut record: Record, error: NetworkError) -> NetworkError {
-        if record.told {
-            return NetworkError::StillLeft {
-                id: id.to_owned(),
-                source: Box::new(error),
-            };
-        }
+        let was_hopeless = record.is_hopeless;
         // The kernel has those back.
         record.ports.clear();
-        if let Err(error) = self.write(&record) {
+        record.failed = Some(error.with_causes());
+        record.is_hopeless = matches!(error, NetworkError::PluginGone { .. });
+        let kept = self.write(&record).and_then(|()| match was_hopeless {
+            // That is news.
+            false if record.is_hopeless => self.unhear(),
+            _ => Ok(()),
+        });
+        if let Err(error) = kept {
             tracing::debug!("{error}");
         }
-        error
+        NetworkError::StillLeft {
+            id: id.to_owned(),
+            source: Box::new(error),
+        }
     }
 
-    /// Forgets the machine: there is nothing left to remove.
-    pub(crate) fn forget(self, _common: &CommonLock) -> Result<(), NetworkError> {
-        match fs::remove_dir_all(&self.directory) {
+    /// Whatever was heard is of another time.
+    fn unhear(&self) -> Result<(), NetworkError> {
+        let path = self.directory.join(HEARD);
+        match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed(&self.directory, "remove it")(error))
+                Err(failed(&path, "remove it")(error))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Forgets the machine: there is nothing left to remove.
+    pub(crate) fn forget(self, common: &CommonLock) -> Result<(), NetworkError> {
+        forget(&self.directory, common)
+    }
+}
+
+fn forget(directory: &Path, _common: &CommonLock) -> Result<(), NetworkError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(directory, "remove it")(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -221,27 +249,67 @@ pub fn leftovers(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
 ///
 /// # Errors
 ///
-/// [`NetworkError::InUse`] where the process lives; otherwise what could not be removed: it stays remembered, so that this
-/// can be tried again. Where that fails once somebody has [heard](acknowledge) of it, it is [`NetworkError::StillLeft`]. Only
-/// [`NetworkError::PluginGone`] says that it is forgotten.
+/// [`NetworkError::InUse`] where the process lives. [`NetworkError::StillLeft`] where something could not be removed: it
+/// stays remembered, and its reason is among the [`unheard`], so that this can be tried again.
 pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
     remove(id, config, Rest::Kept)?.map_or(Ok(()), Err)
 }
 
-/// Notes that somebody has heard that what is left of a machine cannot be removed.
+/// A machine's network that could not all be removed, though it was tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unheard {
+    /// The machine's id.
+    pub id: String,
+    /// Why not.
+    pub reason: String,
+    /// What lacks will not come back: it is forgotten once somebody has heard of it.
+    pub is_given_up: bool,
+}
+
+/// What could not be removed of machines that are no more, and nobody has heard of yet.
 ///
 /// # Errors
 ///
-/// [`NetworkError::InUse`] where its process lives; otherwise why it cannot be noted.
+/// The state directory cannot be read.
+pub fn unheard(config: &NetworkConfig) -> Result<Vec<Unheard>, NetworkError> {
+    let unheard = leftovers(config)?.into_iter().filter_map(|id| {
+        let directory = machines(config).join(&id);
+        let record = read_record(&directory).ok()?;
+        let reason = record.failed?;
+        (!directory.join(HEARD).exists()).then_some(Unheard {
+            id,
+            reason,
+            is_given_up: record.is_hopeless,
+        })
+    });
+    Ok(unheard.collect())
+}
+
+/// Notes that somebody has heard what could not be removed of a machine, if that was so.
+///
+/// # Errors
+///
+/// Why it cannot be noted.
 pub fn acknowledge(id: &str, config: &NetworkConfig) -> Result<(), NetworkError> {
-    let Some(machine) = Machine::take_existing(config, id)? else {
+    name::check_id(id)?;
+    let directory = machines(config).join(id);
+    // With it nobody forgets the machine, or begins it anew.
+    let common = CommonLock::take(config)?;
+    let record = read_record(&directory)?;
+    if record.failed.is_none() {
         return Ok(());
-    };
-    let record = Record {
-        told: true,
-        ..machine.read()?
-    };
-    machine.write(&record)
+    }
+    if record.is_hopeless {
+        return forget(&directory, &common);
+    }
+    let path = directory.join(HEARD);
+    let made = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    made.map(drop).map_err(failed(&path, "make it"))
 }
 
 /// As [`remove_leftovers`], for the last time: what cannot be removed is forgotten. Gives why it could not be.
@@ -302,8 +370,11 @@ pub fn sweep(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
             }
         }
     }
-    attachment::remove_shared(config)?;
-    first_error.map_or(Ok(removed), Err)
+    let shared = attachment::remove_shared(config);
+    match first_error {
+        Some(error) => Err(error),
+        None => shared.map(|()| removed),
+    }
 }
 
 /// Which machine has a port of the host, by the records.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::janitor::{Janitor, Outcome};
-use super::places::Pair;
+use super::places::{Heard, Pair};
 use super::{Id, Name, Places, Record};
 use crate::log;
 
@@ -25,6 +25,8 @@ pub struct RunDirectory {
     pair: Pair,
     places: Places,
     janitor: Janitor,
+    /// What is said of its end.
+    heard: Heard,
     _lock: File,
 }
 
@@ -32,7 +34,7 @@ impl RunDirectory {
     /// Makes the directories of a new run, under an id that no other run has.
     ///
     /// To be called while the process has one thread: it forks.
-    pub fn create(places: &Places) -> Result<Self> {
+    pub fn create(places: &Places, heard: Heard) -> Result<Self> {
         places.prepare()?;
         let id = Id::random()?;
         let pair = places.directories(&id);
@@ -57,6 +59,7 @@ impl RunDirectory {
             pair,
             places: places.clone(),
             janitor,
+            heard,
             _lock: lock,
         })
     }
@@ -146,6 +149,8 @@ impl Drop for RunDirectory {
             let what = format!("cannot clear up after container {}", self.id);
             log::tell_failure(&error.context(what));
         }
+        let is_own = |id: &str| id == self.id.as_str();
+        self.places.tell_unheard(is_own, self.heard);
     }
 }
 
@@ -173,7 +178,7 @@ mod tests {
                 .write(&pair.container)
                 .unwrap();
             let name: Name = "web".parse().unwrap();
-            let directory = RunDirectory::create(&host.places).unwrap();
+            let directory = RunDirectory::create(&host.places, Heard::Now).unwrap();
             let mut record = running(directory.id().as_str(), "web");
 
             let error = directory.announce(Some(&name), &record).unwrap_err();
@@ -201,7 +206,7 @@ mod tests {
             name_of_a_dead_container_that_should_have_gone_is_free,
             || {
                 let host = Host::new();
-                let directory = RunDirectory::create(&host.places).unwrap();
+                let directory = RunDirectory::create(&host.places, Heard::Now).unwrap();
                 let pair = host.run("0123456789ab");
                 let mut record = running("0123456789ab", "web");
                 record.remove = true;
@@ -219,7 +224,7 @@ mod tests {
     fn nothing_stays_of_a_run_that_is_dropped() {
         alone(nothing_stays_of_a_run_that_is_dropped, || {
             let host = Host::new();
-            let directory = RunDirectory::create(&host.places).unwrap();
+            let directory = RunDirectory::create(&host.places, Heard::Now).unwrap();
             let pair = host.places.directories(directory.id());
             let was_there = pair.container.exists() && pair.state.exists();
 

@@ -52,19 +52,13 @@ impl Janitor {
 fn clear_after(mut run: UnixStream, id: &Id, places: &Places) {
     wait_for_end(&run);
     // Whatever cannot be removed is left to the next run's sweep.
-    let cleared = places.clear(id);
-    let said = match &cleared {
+    let said = match places.clear(id) {
         Ok(()) => CLEARED.to_owned(),
         Err(error) => format!("{error:#}"),
     };
     // A run that was killed does not hear it.
-    let is_heard = run.write_all(said.as_bytes()).is_ok();
+    let _ = run.write_all(said.as_bytes());
     drop(run);
-    if let Err(error) = cleared
-        && is_heard
-    {
-        places.heard(id, &error);
-    }
     // That may wait for all of a disk, and the run for nothing that is not its own.
     Store::sweep(&places.store);
 }

@@ -30,7 +30,7 @@ mod time;
 pub use directory::RunDirectory;
 pub use id::{Id, Name};
 pub use list::{Containers, Found, State};
-pub use places::Places;
+pub use places::{Heard, Places};
 #[cfg(test)]
 pub use record::tests::running;
 pub use record::{Record, Status};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
 use coracle_network::{
-    NetworkConfig, NetworkError, acknowledge, give_up, leftovers, remove_leftovers,
+    NetworkConfig, NetworkError, acknowledge, give_up, leftovers, remove_leftovers, unheard,
 };
 use coracle_oci::own_directory;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -77,7 +77,34 @@ impl Places {
             format!("coracle: cannot clear up what is left of other containers: {error:#}\n")
         });
         log::prompt(printable(&told));
+        self.tell_unheard(|_| true, Heard::Now);
         Ok(())
+    }
+
+    /// Tells what of networks could not be removed, and nobody has heard of yet, of those containers.
+    pub(super) fn tell_unheard(&self, is_meant: impl Fn(&str) -> bool, heard: Heard) {
+        for (id, line) in self.unheard(is_meant) {
+            log::tell(printable(&line));
+            if heard == Heard::Now {
+                self.heard(&id);
+            }
+        }
+    }
+
+    /// That, a line for each, with the container's id.
+    fn unheard(&self, is_meant: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        let unheard = unheard(&self.network).unwrap_or_default();
+        let meant = unheard.into_iter().filter(|left| is_meant(&left.id));
+        meant
+            .map(|left| {
+                let goes = match left.is_given_up {
+                    true => String::new(),
+                    false => format!("not all of its network {}: ", goes(&left.id)),
+                };
+                let what = format!("coracle: cannot clear up after container {}", left.id);
+                (left.id, format!("{what}: {goes}{}", left.reason))
+            })
+            .collect()
     }
 
     /// Until it is dropped, no container comes into being or is named but by whoever has it.
@@ -88,8 +115,8 @@ impl Places {
         Ok(all)
     }
 
-    /// Clears up after dead runs, and gives what there is to say of that. What takes longer than a moment is done by a
-    /// process beside this one, which nobody waits for: it is nothing of this run's.
+    /// Clears up after dead runs, and gives what there is to say of that, but for their networks. What takes longer than a
+    /// moment is done by a process beside this one, which nobody waits for: it is nothing of this run's.
     fn sweep(&self) -> Result<String> {
         let dead = self.dead()?;
         if dead.is_empty() {
@@ -113,9 +140,7 @@ impl Places {
             if let Err(error) = self.clear(id) {
                 let what = format!("coracle: cannot clear up after container {id}: {error:#}\n");
                 // Whoever it is said to may have gone: then the next sweep says it.
-                if said.write_all(what.as_bytes()).is_ok() {
-                    self.heard(id, &error);
-                }
+                let _ = said.write_all(what.as_bytes());
             }
         }
     }
@@ -139,9 +164,8 @@ impl Places {
     ///
     /// # Errors
     ///
-    /// The first that could not be removed; the rest is, as far as it can be. What is left of a network stays
-    /// remembered, and whatever else there is, until the next sweep; of a network that is no error once it was
-    /// [heard](Self::heard).
+    /// The first that could not be removed; the rest is, as far as it can be. What is left of a network is no error: it
+    /// stays remembered until the next sweep, with its reason for whoever [talks to somebody](Self::tell_unheard).
     pub fn clear(&self, id: &Id) -> Result<()> {
         let pair = self.directories(id);
         let _turn = pair.take_turn()?;
@@ -149,16 +173,15 @@ impl Places {
         pair.clear()?;
         match network {
             Err(NetworkError::StillLeft { .. }) => Ok(()),
-            Err(error @ NetworkError::PluginGone { .. }) => Err(error.into()),
-            network => network.with_context(|| format!("not all of its network {}", goes(id))),
+            network => {
+                network.with_context(|| format!("not all of its network {}", goes(id.as_str())))
+            }
         }
     }
 
-    /// Somebody has heard why a container's run cannot be cleared up after: of its network, nobody is told again.
-    pub fn heard(&self, id: &Id, error: &Error) {
-        if error.is::<NetworkError>()
-            && let Err(error) = acknowledge(id.as_str(), &self.network)
-        {
+    /// Somebody has heard what of a container's network cannot be removed: nobody is told again.
+    fn heard(&self, id: &str) {
+        if let Err(error) = acknowledge(id, &self.network) {
             debug!("it will be told again: {error}");
         }
     }
@@ -174,12 +197,20 @@ impl Places {
         let network = self.remove_network(id);
         let _claim = pair.claim()?;
         pair.remove()?;
-        let removed = match network {
-            Err(error @ NetworkError::PluginGone { .. }) => Err(error).context("it is removed"),
-            network => network
-                .with_context(|| format!("it is removed; not all of its network {}", goes(id))),
+        let left = match network {
+            Ok(()) => return Ok(()),
+            Err(NetworkError::StillLeft { source, .. }) => *source,
+            Err(error) => error,
         };
-        removed.inspect_err(|error| self.heard(id, error))
+        self.heard(id.as_str());
+        let removed = match left {
+            NetworkError::PluginGone { .. } => "it is removed".to_owned(),
+            _ => format!(
+                "it is removed; not all of its network {}",
+                goes(id.as_str())
+            ),
+        };
+        Err(left).context(removed)
     }
 
     /// Forgets what is left of the network of a container that is gone, if it cannot be removed. Says whether there was
@@ -216,8 +247,16 @@ impl Places {
     }
 }
 
+/// Whether somebody reads what is told now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Now,
+    /// It is left where somebody may look some time.
+    Later,
+}
+
 /// What becomes of a network that cannot be removed.
-fn goes(id: &Id) -> String {
+fn goes(id: &str) -> String {
     format!("can be removed (later runs try again; to give that up: coracle rm {id})")
 }
 
@@ -341,6 +380,7 @@ pub(super) mod tests {
 
     use rstest::rstest;
 
+    use super::super::RunDirectory;
     use super::super::Status;
     use super::super::record::tests::running;
     use super::*;
@@ -480,23 +520,42 @@ pub(super) mod tests {
             let (host, _) = host_with_plugin();
             host.run(ID);
             remember_stubborn_network(&host);
+            let unheard = || host.places.unheard(|_| true);
 
-            // What a killed run's janitor says is heard by nobody.
-            host.places.clear(&id()).unwrap_err();
-            let sweep = || host.places.sweep().unwrap();
+            // A killed run's janitor tries, and is heard by nobody.
+            host.places.clear(&id()).unwrap();
+            let untold = unheard();
+            host.places.prepare().unwrap();
+            let told = unheard();
+            host.places.clear(&id()).unwrap();
+            let tried_again = unheard();
 
-            // One that takes longer than a moment is not heard either.
-            let told = until(Duration::from_secs(20), sweep, |told| !told.is_empty());
-            let told_again = until(Duration::from_secs(1), sweep, |told| !told.is_empty());
-
-            let expected = format!("coracle: cannot clear up after container {ID}: not all of");
-            assert!(
-                told.starts_with(&expected) && told.contains("stubborn"),
-                "{told}"
+            let [(of, line)] = &untold[..] else {
+                panic!("{untold:?}")
+            };
+            let expected = format!(
+                "coracle: cannot clear up after container {ID}: not all of its network can be removed \
+                 (later runs try again; to give that up: coracle rm {ID}): CNI plugin \"stubborn\""
             );
-            assert_eq!(told.lines().count(), 1);
-            assert_eq!(told_again, "");
+            assert!(line.starts_with(&expected), "{line}");
+            assert_eq!(of, ID);
+            assert!(told.is_empty() && tried_again.is_empty());
         });
+    }
+
+    /// What is heard of it is another failure.
+    #[test]
+    fn network_of_a_living_machine_has_nothing_to_be_heard() {
+        let (host, _) = host_with_plugin();
+        let machine = remember_stubborn_network(&host);
+        let alive = File::create(machine.join("alive")).unwrap();
+        flock(&alive, FlockOperation::LockExclusive).unwrap();
+
+        host.places.heard(ID);
+
+        flock(&alive, FlockOperation::Unlock).unwrap();
+        host.places.clear(&id()).unwrap();
+        assert_eq!(host.places.unheard(|_| true).len(), 1);
     }
 
     #[test]
@@ -581,7 +640,11 @@ exec ./tell"#;
 
     /// What the network is remembered by if its plugin is `kind`, which fails where there is none of that name.
     pub fn remember_network(host: &Host, kind: &str) -> PathBuf {
-        let machine = host.places.network.state.join("machines").join(ID);
+        remember_network_of(host, ID, kind)
+    }
+
+    fn remember_network_of(host: &Host, id: &str, kind: &str) -> PathBuf {
+        let machine = host.places.network.state.join("machines").join(id);
         let list = serde_json::json!({
             "cniVersion": "1.0.0",
             "name": "lan",
@@ -636,9 +699,31 @@ exec ./tell"#;
 
     /// What is left of a network whose plugin fails.
     fn remember_stubborn_network(host: &Host) -> PathBuf {
+        remember_stubborn_network_of(host, ID)
+    }
+
+    fn remember_stubborn_network_of(host: &Host, id: &str) -> PathBuf {
         let plugin = host.places.network.cni_plugins[0].join("stubborn");
         write_script(&plugin, "#!/bin/sh\nexit 1\n");
-        remember_network(host, "stubborn")
+        remember_network_of(host, id, "stubborn")
+    }
+
+    #[test]
+    fn what_a_run_cannot_remove_of_its_network_is_told_at_its_end() {
+        alone(
+            what_a_run_cannot_remove_of_its_network_is_told_at_its_end,
+            || {
+                for (heard, still_unheard) in [(Heard::Now, 0), (Heard::Later, 1)] {
+                    let (host, _) = host_with_plugin();
+                    let directory = RunDirectory::create(&host.places, heard).unwrap();
+                    remember_stubborn_network_of(&host, directory.id().as_str());
+
+                    drop(directory);
+
+                    assert_eq!(host.places.unheard(|_| true).len(), still_unheard);
+                }
+            },
+        );
     }
 
     #[test]
@@ -659,27 +744,6 @@ exec ./tell"#;
         remember_network(&host, "tell");
         host.sweep();
         assert!(told.exists() && !machine.exists());
-    }
-
-    #[test]
-    fn network_that_cannot_be_removed_is_told_until_that_is_heard() {
-        let (host, _) = host_with_plugin();
-        host.run(ID);
-        let machine = remember_stubborn_network(&host);
-
-        host.places.clear(&id()).unwrap_err();
-        let first = host.places.clear(&id()).unwrap_err();
-        host.places.heard(&id(), &first);
-        host.places.clear(&id()).unwrap();
-
-        let first = format!("{first:#}");
-        assert!(
-            first.starts_with(
-                "not all of its network can be removed (later runs try again; to give that up: coracle rm 0123456789ab): CNI"
-            ),
-            "{first}"
-        );
-        assert!(machine.exists());
     }
 
     #[test]

@@ -57,7 +57,7 @@ use self::patience::{Interrupted, Patience};
 use self::supervise::{End, Supervisor};
 use crate::cli::{Directories, RunArguments};
 use crate::config::Config;
-use crate::container::{Containers, Record, RunDirectory, Status, Time};
+use crate::container::{Containers, Heard, Record, RunDirectory, Status, Time};
 use crate::control::Listener;
 use crate::guest_files::GuestFiles;
 use crate::output::{Log, Output, Rest, Sink, Stream, start_input};
@@ -177,7 +177,11 @@ impl<'r> Run<'r> {
             .collect::<Result<Vec<_>, _>>()?;
         let places = directories.places().with_networks(config);
         // Directories come before threads: the janitor is a fork.
-        let directory = RunDirectory::create(&places)?;
+        let heard = match ready {
+            None => Heard::Now,
+            Some(_) => Heard::Later,
+        };
+        let directory = RunDirectory::create(&places, heard)?;
         let mut record = wishes::record(&directory, arguments);
         directory.announce(arguments.name.as_ref(), &record)?;
         let overrides = wishes::overrides(arguments, Some(directory.id()))?;

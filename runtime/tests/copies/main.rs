@@ -43,6 +43,14 @@ const TESTS: &[(&str, fn())] = &[
         what_would_come_where_the_guest_alone_has_something_is_left_out,
     ),
     (
+        "file_in_the_place_of_what_the_guest_alone_has_is_left_out",
+        file_in_the_place_of_what_the_guest_alone_has_is_left_out,
+    ),
+    (
+        "link_to_what_the_guest_alone_has_is_left_out_of_an_archive",
+        link_to_what_the_guest_alone_has_is_left_out_of_an_archive,
+    ),
+    (
         "whole_container_is_copied_without_what_its_guest_alone_has",
         whole_container_is_copied_without_what_its_guest_alone_has,
     ),
@@ -108,6 +116,7 @@ impl Host {
         fs::write(host.path("image/etc/null"), "covered").unwrap();
         symlink("/data", host.path("image/link")).unwrap();
         symlink("/disk", host.path("image/todisk")).unwrap();
+        symlink("disk/gone/way", host.path("image/way")).unwrap();
         fs::write(host.path("volume/file"), "volume").unwrap();
         let upper = host.path(CONTAINER).join("upper/etc");
         fs::write(upper.join("new"), "new").unwrap();
@@ -149,6 +158,9 @@ impl Host {
                 volume("/data"),
                 volume("/readonly:ro"),
                 volume("/disk/made/volume"),
+                format!("{}:/disk/conf", self.path("volume/file").display())
+                    .parse()
+                    .unwrap(),
             ],
             disks: &["/nothing.img:/disk", "/nothing.img:/etc/null"]
                 .map(|disk| disk.parse().unwrap()),
@@ -184,6 +196,28 @@ impl Host {
         succeeded(&self.command(words).output().unwrap());
     }
 
+    /// Puts what is in `tree` at the container's root; gives what is said.
+    fn put_in(&self, tree: &Path, as_archive: bool) -> String {
+        if as_archive {
+            return self.put_in_as_archive(tree, ".");
+        }
+        let tree = format!("{}/.", tree.display());
+        told(self.command(&[&tree, "web:/"]))
+    }
+
+    /// The same of one path in it.
+    fn put_in_as_archive(&self, tree: &Path, path: &str) -> String {
+        let mut tar = Command::new("tar");
+        // In an order, so that it is the second name of a file that is a link.
+        tar.args(["-c", "--sort=name", "-C"]).arg(tree).arg(path);
+        let mut tar = tar.stdout(Stdio::piped()).spawn().unwrap();
+        let mut copy = self.command(&["-", "web:/"]);
+        copy.stdin(tar.stdout.take().unwrap());
+        let told = told(copy);
+        assert!(tar.wait().unwrap().success());
+        told
+    }
+
     /// Why it fails.
     fn refused(&self, words: &[&str]) -> String {
         let output = self.command(words).output().unwrap();
@@ -195,6 +229,13 @@ impl Host {
 fn succeeded(output: &Output) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
+}
+
+/// What a copy that succeeds says.
+fn told(mut copy: Command) -> String {
+    let output = copy.output().unwrap();
+    succeeded(&output);
+    String::from_utf8(output.stderr).unwrap()
 }
 
 fn text(path: impl AsRef<Path>) -> String {
@@ -285,6 +326,13 @@ fn what_the_guest_alone_has_is_refused() {
     );
     assert!(!host.path("out/new").exists());
     assert!(!host.path(CONTAINER).join("upper/disk").exists());
+    // By its own name, too.
+    fs::create_dir(host.path("out/disk")).unwrap();
+    fs::write(host.path("out/null"), "q").unwrap();
+    for (own, place) in [("disk", "web:/"), ("null", "web:/etc")] {
+        let error = host.refused(&[own, place]);
+        assert!(error.contains("out of reach"), "{error}");
+    }
     // The link itself is none of it.
     host.copy(&["web:/todisk", "."]);
 }
@@ -294,56 +342,79 @@ fn what_would_come_where_the_guest_alone_has_something_is_left_out() {
     for as_archive in [false, true] {
         let host = Host::new();
         let tree = host.path("out/tree");
-        fs::create_dir_all(tree.join("disk/made/volume")).unwrap();
-        fs::create_dir_all(tree.join("dev/pts")).unwrap();
-        fs::create_dir_all(tree.join("etc")).unwrap();
+        for directory in ["disk/made/volume", "dev/pts", "etc/null"] {
+            fs::create_dir_all(tree.join(directory)).unwrap();
+        }
         for file in [
             "disk/q",
+            "disk/conf",
             "disk/made/q",
             "disk/made/volume/more",
-            "etc/null",
+            "etc/null/below",
             "dev/pts/q",
         ] {
             fs::write(tree.join(file), "more").unwrap();
         }
         fs::hard_link(tree.join("dev/pts/q"), tree.join("etc/same")).unwrap();
 
-        let output = match as_archive {
-            false => host.command(&["tree/.", "web:/"]).output().unwrap(),
-            true => {
-                let mut tar = Command::new("tar");
-                // In this order, so that it is /etc/same that is the link.
-                tar.args(["-c", "--sort=name", "-C"]).arg(&tree).arg(".");
-                let mut tar = tar.stdout(Stdio::piped()).spawn().unwrap();
-                let mut copy = host.command(&["-", "web:/"]);
-                let output = copy.stdin(tar.stdout.take().unwrap()).output().unwrap();
-                assert!(tar.wait().unwrap().success());
-                output
-            }
-        };
+        let said = host.put_in(&tree, as_archive);
 
-        succeeded(&output);
-        let said = String::from_utf8(output.stderr).unwrap();
-        let left_out = ["disk/q", "disk/made/q", "etc/null", "dev/pts"];
-        for path in left_out {
+        for path in ["disk/q", "disk/made/q", "etc/null", "dev/pts"] {
             let line = format!("coracle: {path} is left out: the guest alone has its place\n");
             assert_eq!(said.matches(&line).count(), 1, "{path}: {said}");
         }
+        assert!(
+            !said.contains("below") && !said.contains("dev/pts/q is"),
+            "{said}"
+        );
         assert_eq!(text(host.path("volume/more")), "more");
+        assert_eq!(text(host.path("volume/file")), "more");
         let upper = host.path(CONTAINER).join("upper");
         assert_eq!(upper.join("etc/same").exists(), !as_archive, "{said}");
         assert!(!upper.join("disk/q").exists());
     }
 }
 
+fn file_in_the_place_of_what_the_guest_alone_has_is_left_out() {
+    for as_archive in [false, true] {
+        let host = Host::new();
+        fs::create_dir(host.path("out/tree")).unwrap();
+        fs::write(host.path("out/tree/disk"), "a file").unwrap();
+
+        let said = host.put_in(&host.path("out/tree"), as_archive);
+
+        assert_eq!(
+            said,
+            "coracle: disk is left out: the guest alone has its place\n"
+        );
+    }
+}
+
+/// The names of an archive are looked up by way of links, and one may lead to what is not there.
+fn link_to_what_the_guest_alone_has_is_left_out_of_an_archive() {
+    let host = Host::new();
+    fs::create_dir_all(host.path("out/tree/way")).unwrap();
+    fs::write(host.path("out/tree/way/q"), "q").unwrap();
+
+    let said = host.put_in_as_archive(&host.path("out/tree"), "way/q");
+    let refused = host.refused(&["tree/way/q", "web:/way/further/q"]);
+
+    assert_eq!(
+        said,
+        "coracle: way/q is left out: the guest alone has its place\n"
+    );
+    assert!(
+        refused.contains("/way/further/q of container web is out of reach: /disk is a disk"),
+        "{refused}"
+    );
+}
+
 fn whole_container_is_copied_without_what_its_guest_alone_has() {
     let host = Host::new();
     fs::write(host.path("image/disk/hidden"), "hidden").unwrap();
 
-    let output = host.command(&["web:/", "all"]).output().unwrap();
+    let said = told(host.command(&["web:/", "all"]));
 
-    succeeded(&output);
-    let said = String::from_utf8(output.stderr).unwrap();
     for line in [
         "what is in all/disk is left out: the guest alone has it",
         "all/etc/null is left out: the guest alone has it",

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use coracle_network::{
-    Addressing, NetworkError, acknowledge, give_up, leftovers, remove_leftovers,
+    Addressing, NetworkError, acknowledge, give_up, leftovers, remove_leftovers, sweep, unheard,
 };
 use serde_json::{Value, json};
 
@@ -37,10 +37,10 @@ tests![
     interface_of_an_unknown_kind_is_refused_by_name,
     failed_chain_is_taken_down_whole,
     what_could_not_be_removed_stays_remembered,
-    what_cannot_be_removed_is_told_once_and_can_be_given_up,
+    what_cannot_be_removed_is_told_until_it_is_heard_and_can_be_given_up,
     host_forwards_for_no_machine_that_is_only_remembered,
     plugin_that_is_gone_with_its_configuration_is_given_up,
-    what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed,
+    what_is_left_is_told_though_what_is_shared_cannot_be_removed,
     killed_machine_is_taken_down_by_its_record,
     capabilities_are_given_to_those_that_have_them,
     address_that_no_plugin_can_give_is_refused,
@@ -463,15 +463,21 @@ fn what_could_not_be_removed_stays_remembered() {
     assert!(world.remembered().is_empty());
 }
 
-fn what_cannot_be_removed_is_told_once_and_can_be_given_up() {
+fn what_cannot_be_removed_is_told_until_it_is_heard_and_can_be_given_up() {
     let mut world = World::new();
     network(&mut world, &[("first", "exit 1")]);
     let refusal = world.refusal("vm", &["net"], &[]);
 
-    let unheard = remove_leftovers("vm", &world.config).unwrap_err();
-    let told = remove_leftovers("vm", &world.config).unwrap_err();
+    // Nobody has tried yet: there is nothing to be heard.
+    acknowledge("vm", &world.config).unwrap();
+    let untried = unheard(&world.config).unwrap();
+    let told = [(); 2].map(|()| {
+        let error = remove_leftovers("vm", &world.config).unwrap_err();
+        (error, unheard(&world.config).unwrap())
+    });
     acknowledge("vm", &world.config).unwrap();
     let again = remove_leftovers("vm", &world.config).unwrap_err();
+    let heard = unheard(&world.config).unwrap();
     let remembered = world.remembered();
     let given_up = give_up("vm", &world.config).unwrap();
 
@@ -479,13 +485,16 @@ fn what_cannot_be_removed_is_told_once_and_can_be_given_up() {
         matches!(refusal, NetworkError::PluginFailed { command: "ADD", .. }),
         "{refusal}"
     );
-    for told in [unheard, told] {
-        assert!(
-            matches!(told, NetworkError::PluginFailed { command: "DEL", .. }),
-            "{told}"
-        );
+    for (error, unheard) in told {
+        assert!(matches!(error, NetworkError::StillLeft { .. }), "{error}");
+        let [it] = &unheard[..] else {
+            panic!("{unheard:?}")
+        };
+        assert_eq!((it.id.as_str(), it.is_given_up), ("vm", false));
+        assert!(it.reason.contains("\"first\""), "{}", it.reason);
     }
     assert!(matches!(again, NetworkError::StillLeft { .. }), "{again}");
+    assert_eq!((untried, heard), (vec![], vec![]));
     assert_eq!(remembered, ["vm"]);
     assert!(matches!(
         given_up,
@@ -517,20 +526,33 @@ fn plugin_that_is_gone_with_its_configuration_is_given_up() {
 
     let while_configured = remove_leftovers("vm", &world.config).unwrap_err();
     fs::remove_file(world.configuration("net")).unwrap();
+    acknowledge("vm", &world.config).unwrap();
     let given_up = remove_leftovers("vm", &world.config).unwrap_err();
+    // That nothing will come of it is news.
+    let unheard = unheard(&world.config).unwrap();
+    acknowledge("vm", &world.config).unwrap();
 
     assert!(
-        matches!(given_up, NetworkError::PluginGone { .. }),
-        "{given_up}"
+        matches!(reason(given_up), NetworkError::PluginGone { .. }),
+        "{unheard:?}"
     );
     assert!(
-        matches!(while_configured, NetworkError::PluginMissing { .. }),
-        "{while_configured}"
+        matches!(reason(while_configured), NetworkError::PluginMissing { .. }),
+        "{unheard:?}"
     );
+    assert!(unheard.iter().all(|it| it.is_given_up) && unheard.len() == 1);
     assert!(world.remembered().is_empty());
 }
 
-fn what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed() {
+/// Why it cannot be removed.
+fn reason(error: NetworkError) -> NetworkError {
+    match error {
+        NetworkError::StillLeft { source, .. } => *source,
+        error => panic!("{error}"),
+    }
+}
+
+fn what_is_left_is_told_though_what_is_shared_cannot_be_removed() {
     let mut world = World::new();
     network(&mut world, &[("first", WORKS)]);
     Holder::start(&world, "vm", "net", &[]).kill();
@@ -543,6 +565,7 @@ fn what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed() {
 
     let at_its_end = routed.detach();
     let later = remove_leftovers("vm", &world.config);
+    let all = sweep(&world.config);
     rustix::mount::unmount(&shared, rustix::mount::UnmountFlags::DETACH).unwrap();
 
     let at_its_end = at_its_end.unwrap_err();
@@ -550,9 +573,9 @@ fn what_is_forgotten_is_told_though_what_is_shared_cannot_be_removed() {
         matches!(at_its_end, NetworkError::State { .. }),
         "{at_its_end}"
     );
-    let later = later.unwrap_err();
-    assert!(matches!(later, NetworkError::PluginGone { .. }), "{later}");
-    assert!(world.remembered().is_empty());
+    for error in [later.unwrap_err(), all.unwrap_err()] {
+        assert!(matches!(reason(error), NetworkError::PluginGone { .. }));
+    }
 }
 
 fn killed_machine_is_taken_down_by_its_record() {

@@ -13,12 +13,11 @@ use rustix::fs::{AtFlags, linkat, unlinkat};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
-use super::entry::Attributes;
+use super::entry::{Attributes, Kind};
 use super::files::{Ownership, create, make_directory, put_link};
 use super::guest_only::GuestOnly;
 use super::root::Root;
-use super::walk::{Receiver, tell_left_out};
-use crate::printable::printable;
+use super::walk::{Receiver, shown, tell_left_out};
 
 /// Bytes of holes that an archive may have in all. A hole costs a guest nothing, and in an archive it is written out: without
 /// a limit one file could fill whatever the archive goes to.
@@ -115,6 +114,7 @@ pub fn extract(
         base,
         ownership,
         guest_only,
+        left_out: None,
         directories: Vec::new(),
     };
     let mut archive = tar::Archive::new(from);
@@ -124,10 +124,9 @@ pub fn extract(
             .path()
             .context("the archive has a name that is none")?;
         let path = path.into_owned();
-        let shown = printable(&path.to_string_lossy()).replace('\n', " ");
         extraction
             .take(&mut entry, &path)
-            .with_context(|| format!("cannot copy {shown}"))?;
+            .with_context(|| format!("cannot copy {}", shown(&path)))?;
     }
     extraction.finish()
 }
@@ -137,6 +136,8 @@ struct Extraction<'r> {
     base: &'r Path,
     ownership: Ownership,
     guest_only: Option<&'r GuestOnly>,
+    /// What was left out last: nothing more is said of what is below.
+    left_out: Option<PathBuf>,
     /// What was made, to get its time once it is filled.
     directories: Vec<(PathBuf, Attributes)>,
 }
@@ -148,8 +149,19 @@ impl Extraction<'_> {
             // The base itself, which is there.
             return Ok(());
         };
-        if self.is_out_of_reach(&path)? {
-            tell_left_out(&path, "the guest alone has its place");
+        let kind = match entry.header().entry_type() {
+            EntryType::Directory => Kind::Directory,
+            _ => Kind::File,
+        };
+        if self.is_out_of_reach(&path, kind)? {
+            let is_told = self
+                .left_out
+                .as_ref()
+                .is_some_and(|it| path.starts_with(it));
+            if !is_told {
+                tell_left_out(&path, "the guest alone has its place");
+                self.left_out = Some(path);
+            }
             return Ok(());
         }
         let parent = self.parent(above)?;
@@ -178,7 +190,7 @@ impl Extraction<'_> {
                 let (Some(other), Some(above)) = (target.file_name(), target.parent()) else {
                     bail!("the link leads to a directory");
                 };
-                if self.is_out_of_reach(&target)? {
+                if self.is_out_of_reach(&target, Kind::File)? {
                     tell_left_out(&path, "what it is the same file as is left out");
                     return Ok(());
                 }
@@ -195,9 +207,9 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    fn is_out_of_reach(&self, path: &Path) -> io::Result<bool> {
+    fn is_out_of_reach(&self, path: &Path, kind: Kind) -> io::Result<bool> {
         match self.guest_only {
-            Some(guest_only) => guest_only.takes_path(self.root, &self.base.join(path)),
+            Some(guest_only) => guest_only.takes_path(self.root, &self.base.join(path), kind),
             None => Ok(false),
         }
     }

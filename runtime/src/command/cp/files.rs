@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::entry::{Attributes, Entry};
+use super::entry::{Attributes, Entry, Kind};
 use super::guest_only::GuestOnly;
 use super::walk::Receiver;
 
@@ -106,9 +106,9 @@ impl Receiver for Files<'_> {
         self.ownership.apply_to_link(link, attributes)
     }
 
-    fn is_out_of_reach(&self, name: &OsStr) -> Result<bool> {
+    fn is_out_of_reach(&self, name: &OsStr, kind: Kind) -> Result<bool> {
         match self.guest_only {
-            Some(guest_only) => Ok(guest_only.takes(self.here(), name)?),
+            Some(guest_only) => Ok(guest_only.takes(self.here(), name, kind)?),
             None => Ok(false),
         }
     }
@@ -192,7 +192,8 @@ pub fn create(parent: BorrowedFd<'_>, name: &OsStr) -> Result<File> {
         }
         match unlinkat(parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::BUSY) => {
+            // Something is mounted on it; whether that can be written to is another question than whether its name can.
+            Err(Errno::BUSY | Errno::ROFS) => {
                 let there = Entry::at(parent, name)?.context("it has gone")?;
                 return there.overwrite().context("it cannot be overwritten");
             }

@@ -131,42 +131,52 @@ pub struct GuestOnly {
 }
 
 impl GuestOnly {
-    /// Whether this is what one of them is covered with, or was made on that.
-    pub fn has(&self, entry: &Entry) -> bool {
-        self.devices.contains(&entry.attributes.identity.0)
-    }
-
     /// Whether this is what one of them is covered with.
     pub fn is_cover(&self, entry: &Entry) -> bool {
-        self.place(entry).is_some()
+        let identity = entry.attributes.identity;
+        self.places.iter().any(|place| place.identity == identity)
     }
 
-    /// Whether what would be put at `name` in `directory` would be put on one of them. Where there is a directory, it
-    /// depends on what is to be put into that: a volume may be below.
-    pub fn takes(&self, directory: impl AsFd, name: &OsStr) -> io::Result<bool> {
+    /// Whether what would be put at `name` in `directory` would be put on one of them. A directory that is there is none
+    /// for a directory: a volume may be below.
+    pub fn takes(&self, directory: impl AsFd, name: &OsStr, kind: Kind) -> io::Result<bool> {
         let directory = directory.as_fd();
         Ok(match Entry::at(directory, name)? {
-            Some(there) => there.kind != Kind::Directory && self.is_cover(&there),
-            None => self.devices.contains(&fstat(directory)?.st_dev),
+            Some(there) => self.takes_there(&there, kind),
+            None => self.of_device(fstat(directory)?.st_dev).is_some(),
         })
     }
 
     /// The same of a path, of which as much is there as may be.
-    pub fn takes_path(&self, root: &Root, path: &Path) -> io::Result<bool> {
-        if let Some(there) = root.find(path, false)? {
-            return Ok(there.kind != Kind::Directory && self.is_cover(&there));
-        }
-        for above in path.ancestors().skip(1) {
-            if let Some(above) = root.find(above, true)? {
-                return Ok(self.has(&above));
+    pub fn takes_path(&self, root: &Root, path: &Path, kind: Kind) -> io::Result<bool> {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(false);
+        };
+        match root.directory(above) {
+            Ok(directory) => self.takes(directory, name, kind),
+            Err(_) => {
+                let nearest = root.nearest(above)?;
+                Ok(nearest.is_some_and(|nearest| self.place(&nearest).is_some()))
             }
         }
-        Ok(false)
     }
 
+    fn takes_there(&self, there: &Entry, kind: Kind) -> bool {
+        let are_directories = there.kind == Kind::Directory && kind == Kind::Directory;
+        !are_directories && self.place(there).is_some()
+    }
+
+    /// That which is covered by this, or by what this was made on.
     fn place(&self, entry: &Entry) -> Option<&Place> {
         let identity = entry.attributes.identity;
-        self.places.iter().find(|place| place.identity == identity)
+        let mut places = self.places.iter();
+        let itself = places.find(|place| place.identity == identity);
+        itself.or_else(|| self.of_device(identity.0))
+    }
+
+    fn of_device(&self, device: u64) -> Option<&Place> {
+        let place = || self.places.iter().find(|place| place.identity.0 == device);
+        self.devices.contains(&device).then(place).flatten()
     }
 
     /// Refuses a copy of `path`, or to it, if `entry`, which is there or above, is one of them.

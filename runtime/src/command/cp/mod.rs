@@ -183,7 +183,16 @@ fn transfer(source: &Source<'_>, destination: Destination<'_>, ownership: Owners
     )?;
     let (directory, name) = match landing {
         Landing::Content => (destination.into_directory()?, None),
-        Landing::Below(name) => (destination.into_directory()?, Some(name)),
+        Landing::Below(name) => {
+            let path = given.path.join(&name);
+            let directory = destination.into_directory()?;
+            if let Some(guest_only) = guest_only
+                && let Some(there) = Entry::at(&directory, &name)?
+            {
+                guest_only.refuse(&there, &path, Direction::In)?;
+            }
+            (directory, Some(name))
+        }
         Landing::At => match (destination.there, destination.above) {
             // What is there is written to, by whatever link it was named: it may be what something is mounted on.
             (Some(there), _) if source.entry.kind == Kind::File && there.kind == Kind::File => {

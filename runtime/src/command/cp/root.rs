@@ -12,10 +12,12 @@ use std::thread;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
-use super::entry::Entry;
+use super::entry::{Entry, Kind};
 
 /// How often a lookup is tried again that a rename elsewhere disturbs.
 const ATTEMPTS: u32 = 1000;
+/// The most links on the way to a place, as the kernel has it.
+const LINKS: u32 = 40;
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
 /// What paths are relative to.
@@ -39,6 +41,29 @@ impl Root {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What there is of `path`: what is at it, or the nearest above, where a link that leads to nothing counts as that
+    /// to which it leads.
+    pub fn nearest(&self, path: &Path) -> io::Result<Option<Entry>> {
+        let mut path = path.to_owned();
+        'links: for _ in 0..LINKS {
+            for above in path.ancestors() {
+                if let Some(entry) = there(self.find(above, true))? {
+                    return Ok(Some(entry));
+                }
+                if let Some(link) = there(self.find(above, false))?
+                    && link.kind == Kind::Link
+                    && let Some(parent) = above.parent()
+                    && let Ok(rest) = path.strip_prefix(above)
+                {
+                    path = parent.join(link.target()?).join(rest);
+                    continue 'links;
+                }
+            }
+            break;
+        }
+        Ok(None)
     }
 
     /// The directory at `path`.
@@ -92,5 +117,16 @@ impl Root {
                 outcome => return outcome,
             }
         }
+    }
+}
+
+/// Below a file there is nothing, and nothing at the end of links that lead to each other.
+fn there(found: io::Result<Option<Entry>>) -> io::Result<Option<Entry>> {
+    match found {
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            _ => Err(error),
+        },
+        found => found,
     }
 }

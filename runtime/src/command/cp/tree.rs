@@ -78,18 +78,18 @@ impl Tree {
     /// is followed.
     pub fn require_in_reach(&self, path: &Path, follow: bool, direction: Direction) -> Result<()> {
         let root = self.root()?;
-        let mut follow = follow;
-        for above in path.ancestors() {
+        let found = match follow {
+            true => root.nearest(path),
+            false => match root.find(path, false) {
+                Ok(None) => root.nearest(path),
+                found => found,
+            },
+        };
+        match found {
+            Ok(Some(entry)) => self.guest_only.refuse(&entry, path, direction),
             // What cannot be looked at is told of when it is used.
-            if let Ok(Some(entry)) = root.find(above, follow) {
-                self.guest_only.refuse(&entry, path, direction)?;
-                if !self.guest_only.has(&entry) {
-                    break;
-                }
-            }
-            follow = true;
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn of_running(found: &mut Found, plan: &SandboxPlan, runner: u32) -> Result<Self> {

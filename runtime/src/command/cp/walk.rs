@@ -28,7 +28,7 @@ pub trait Receiver {
     /// A symbolic link.
     fn link(&mut self, name: &OsStr, attributes: &Attributes, target: &OsStr) -> Result<()>;
     /// Whether what is called so cannot be put where it would go now: nobody but a guest could read it there.
-    fn is_out_of_reach(&self, _name: &OsStr) -> Result<bool> {
+    fn is_out_of_reach(&self, _name: &OsStr, _kind: Kind) -> Result<bool> {
         Ok(false)
     }
     /// The directory that it all goes to, if there is one.
@@ -98,7 +98,7 @@ impl Walk<'_> {
     fn hand_over(&mut self, entry: &Entry, name: Option<&OsStr>, path: &Path) -> Result<()> {
         let attributes = &entry.attributes;
         if let Some(name) = name
-            && self.receiver.is_out_of_reach(name)?
+            && self.receiver.is_out_of_reach(name, entry.kind)?
         {
             tell_left_out(path, "the guest alone has its place");
             return Ok(());
@@ -165,6 +165,6 @@ pub fn tell_left_out(path: &Path, reason: &str) {
 }
 
 /// A path of a guest's, as it can be shown.
-fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy()).replace('\n', " ")
 }
