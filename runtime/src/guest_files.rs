@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -43,7 +43,7 @@ impl GuestFiles {
     pub fn find(directory: &Path, kernel: Option<&Path>, initramfs: Option<&Path>) -> Self {
         let small = directory.join(SMALL);
         let is_small = match (kernel, initramfs) {
-            (Some(named), _) => named == small.join(KERNEL),
+            (Some(named), _) => is_same(named, &small.join(KERNEL)),
             (None, None) => small.join(KERNEL).exists(),
             (None, Some(_)) => false,
         };
@@ -55,7 +55,7 @@ impl GuestFiles {
             |named: Option<&Path>, name| named.map_or_else(|| directory.join(name), Path::to_owned);
         let installed = directory.join(KERNEL);
         Self {
-            is_installed: kernel.is_none_or(|named| named == installed),
+            is_installed: kernel.is_none_or(|named| is_same(named, &installed)),
             kernel: pick(kernel, KERNEL),
             initramfs: pick(initramfs, INITRAMFS),
         }
@@ -98,6 +98,13 @@ impl GuestFiles {
     pub fn open_initramfs(&self) -> Result<File> {
         open("guest initial file system", &self.initramfs)
     }
+}
+
+/// Whether two paths lead to one file.
+fn is_same(path: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|it| (it.dev(), it.ino()));
+    path == other
+        || matches!((identity(path), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Why a file may not be there, and what to do.
@@ -162,9 +169,12 @@ mod tests {
         assert_eq!(with.kernel, path("small/vmlinux"));
         assert_eq!(with.initramfs, path("small/initramfs.cpio"));
         assert_eq!(named.initramfs, path("initramfs.cpio"));
-        let small = GuestFiles::find(directory.path(), Some(&with.kernel), None);
-        assert_eq!(small.initramfs, with.initramfs);
-        assert!(small.is_installed);
+        let otherwise = path("small/../small/vmlinux");
+        for kernel in [&with.kernel, &otherwise] {
+            let small = GuestFiles::find(directory.path(), Some(kernel), None);
+            assert_eq!(small.initramfs, with.initramfs);
+            assert!(small.is_installed);
+        }
     }
 
     #[test]

@@ -376,7 +376,10 @@ fn image_is_removed_from_a_full_disk_without_room_set_aside() -> Result<(), Fail
 
     let removed = store.remove(&stored, &|_| false)?;
 
-    assert_eq!(removed.blobs, 3);
+    assert_eq!(
+        (removed.blobs, removed.trees, removed.kept_trees),
+        (3, 1, 0)
+    );
     assert!(store.images()?.is_empty());
     Ok(())
 }

@@ -30,6 +30,13 @@ pub fn dump(directories: &Directories, arguments: &DumpArguments) -> Result<u8> 
     Ok(0)
 }
 
+/// Whether a path could be that of a file: not one of a directory, as `core/` and `core/.` are.
+fn ends_with_a_name(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    path.file_name()
+        .is_some_and(|name| bytes.ends_with(name.as_encoded_bytes()))
+}
+
 /// A file that has its name only once it is whole, where the file system has files without names: then nothing of it is
 /// left, however this process ends. For this user alone, since it holds whatever secrets a guest does.
 struct NewFile<'a> {
@@ -45,9 +52,7 @@ impl<'a> NewFile<'a> {
         match path.symlink_metadata() {
             Ok(_) => return Err(Errno::EXIST.into()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
-                return Err(Errno::ISDIR.into());
-            }
+            Err(_) if !ends_with_a_name(path) => return Err(Errno::ISDIR.into()),
             Err(_) => {}
         }
         let mut options = File::options();
@@ -117,7 +122,7 @@ mod tests {
     fn name_that_no_file_can_have_is_refused_at_once() {
         let directory = tempfile::tempdir().unwrap();
 
-        for name in ["core/", "nothing/core", &"x".repeat(256), ""] {
+        for name in ["core/", "core/.", "nothing/core", &"x".repeat(256), ""] {
             let path = format!("{}/{name}", directory.path().display());
             assert!(NewFile::make(Path::new(&path)).is_err(), "{name}");
         }

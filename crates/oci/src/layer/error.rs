@@ -95,6 +95,7 @@ pub enum LayerError {
 
 /// Why an entry is refused. Reads on from "entry x …".
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The name starts with a slash.
     #[error("has an absolute name")]

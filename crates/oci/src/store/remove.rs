@@ -49,6 +49,9 @@ impl Store {
             Err(error) if is_full_disk(&error) => {
                 self.remove_own_tree(image, keep, &mut removed)?;
                 self.take_name(image)?;
+                // It is dealt with.
+                self.remove_blobs(&mut removed)?;
+                return Ok(removed);
             }
             taken => taken?,
         }
