@@ -50,6 +50,13 @@ version=$(dpkg-deb --field "$package" Version)
 [ "$(inside coracle --version)" = "coracle ${version%-*}" ] || fail "another version"
 inside dpkg --verify coracle | grep . && fail "its files are not those that it lists"
 
+# The kernel that guests start from comes with all that belongs to it.
+if [ -e "$root/usr/lib/coracle/small/vmlinux" ]; then
+    for file in initramfs.cpio command-line; do
+        [ -s "$root/usr/lib/coracle/small/$file" ] || fail "the small kernel comes without its $file"
+    done
+fi
+
 # That host may lack something, but the guest's files are where they are looked for.
 findings=$(inside coracle check --json || [ $? = 1 ])
 for file in vmlinux initramfs.cpio; do
