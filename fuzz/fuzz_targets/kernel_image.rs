@@ -78,6 +78,7 @@ impl Fixture {
                 base: 0xd000_0000,
                 size: 0x1000,
                 gsi: 5,
+                uid: 0,
             }],
             serial_gsi: Some(4),
         };

@@ -56,6 +56,7 @@ fuzz_target!(|input: Input<'_>| {
         user: &user,
         volumes: &volumes,
         disks: &[],
+        served_disks: &[],
         places: Places {
             lower: Path::new("/lower"),
             upper: Path::new("/upper"),

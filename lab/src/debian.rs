@@ -20,7 +20,7 @@ const SUITE: &str = "bookworm";
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What tests want in the lab, beside Debian's essential packages.
-const PACKAGES: [&str; 27] = [
+const PACKAGES: [&str; 28] = [
     "acl",
     "attr",
     "busybox-static",
@@ -44,6 +44,7 @@ const PACKAGES: [&str; 27] = [
     "openvswitch-switch",
     "procps",
     "psmisc",
+    "qemu-system-common",
     "runc",
     "socat",
     "strace",

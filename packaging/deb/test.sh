@@ -51,16 +51,18 @@ version=$(dpkg-deb --field "$package" Version)
 inside dpkg --verify coracle | grep . && fail "its files are not those that it lists"
 
 # The kernel that guests start from comes with all that belongs to it.
-if [ -e "$root/usr/lib/coracle/small/vmlinux" ]; then
+guest=/usr/lib/coracle
+if [ -e "$root$guest/small/vmlinux" ]; then
+    guest=$guest/small
     for file in initramfs.cpio command-line; do
-        [ -s "$root/usr/lib/coracle/small/$file" ] || fail "the small kernel comes without its $file"
+        [ -s "$root$guest/$file" ] || fail "the small kernel comes without its $file"
     done
 fi
 
 # That host may lack something, but the guest's files are where they are looked for.
 findings=$(inside coracle check --json || [ $? = 1 ])
 for file in vmlinux initramfs.cpio; do
-    grep -q "/usr/lib/coracle/$file" <<<"$findings" || fail "check does not find $file: $findings"
+    grep -q "\"$guest/$file\"" <<<"$findings" || fail "check does not find $file: $findings"
 done
 status=0
 said=$(inside coracle ps 2>&1) || status=$?

@@ -69,6 +69,7 @@ pub fn plan(volumes: &[&str], disks: &[&str]) -> SandboxPlan {
         user: &User::default(),
         volumes: &volumes,
         disks: &disks,
+        served_disks: &[],
         places: Places {
             lower: nowhere,
             upper: nowhere,

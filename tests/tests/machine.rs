@@ -119,7 +119,7 @@ fn disk_below_dev_is_a_device_and_the_only_one() {
 #[rstest]
 #[case::missing("/nosuch:/data", "/nosuch")]
 #[case::directory("/etc:/data", "neither a regular file nor a block device")]
-#[case::form("disk.img", "FILE:DST")]
+#[case::form("disk.img", "SOURCE:DST")]
 fn disk_that_cannot_be_is_refused(#[case] disk: &str, #[case] says: &str) {
     let host = Host::with_shared_images();
 

@@ -110,7 +110,7 @@ fn signal_ends_a_run_that_waits_for_a_back_end() {
     let _waiting = UnixStream::connect(&socket).unwrap();
     let run = host
         .container(Image::BUSYBOX)
-        .option("--vhost-user-blk", &socket)
+        .option("--vhost-user-blk", format!("{}:/disk", socket.display()))
         .command(["true"])
         .start();
     // Where the machine's files are, there is its next step.

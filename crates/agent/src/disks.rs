@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Block devices that the host gives to the sandbox, found by the serial numbers that it gave them.
+//! Block devices that the host gives to the sandbox, found by the serial numbers that it gave them, or by their numbers
+//! among the machine's devices.
 //!
 //! A mount of a spec whose source is such a link is either a bind mount, which gives the container the device node and the
 //! right to use that one device, or one of the file system on it. That is made here, by the agent: the container's own
@@ -23,8 +24,10 @@ use crate::log_error;
 use crate::spec::mount_options::MountOptions;
 use crate::spec::{DeviceRule, Mount, Spec};
 
-/// What a link's name begins with.
-const PREFIX: &str = "virtio-";
+/// What a link's name begins with that is by a serial number.
+const BY_SERIAL: &str = "virtio-";
+/// What one begins with that is by the number in ACPI's tables.
+const BY_NUMBER: &str = "acpi-";
 
 /// File systems that are tried first, in this order: to try one loads its module.
 const USUAL: [&str; 4] = ["ext4", "xfs", "erofs", "btrfs"];
@@ -36,7 +39,8 @@ const SERIAL_PATIENCE: Duration = Duration::from_secs(10);
 /// waits for the container, so that it learns which disk it is.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes a link in [`DISK_LINKS`] for each block device that has a serial number of its own.
+/// Makes links in [`DISK_LINKS`] for each block device: by its serial number, and by the number that it has in ACPI's
+/// tables, which the machine gives it and not who serves it.
 pub fn link_all() {
     let (devices, links) = (Path::new("/sys/block"), Path::new(DISK_LINKS));
     if let Err(error) = link(devices, links, SERIAL_PATIENCE) {
@@ -44,26 +48,23 @@ pub fn link_all() {
     }
 }
 
-/// A serial number that several devices have is nobody's: whoever serves one of them may have chosen that of another, to be
-/// taken for it.
+/// A name that several devices have is nobody's: whoever serves one of them may have chosen the serial number of another,
+/// to be taken for it.
 fn link(devices: &Path, links: &Path, patience: Duration) -> io::Result<()> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (device, serial) in serials(devices, patience)? {
-        found.entry(serial).or_default().push(device);
+    for (device, name) in numbers(devices)?.chain(serials(devices, patience)?) {
+        found.entry(name).or_default().push(device);
     }
     if !found.is_empty() {
         fs::create_dir_all(links)?;
     }
-    for (serial, devices) in found {
+    for (name, devices) in found {
         let [device] = &devices[..] else {
-            log_error!(
-                "{} have the same serial number {serial}",
-                devices.join(", ")
-            );
+            log_error!("{} are all {name}", devices.join(", "));
             continue;
         };
         let target = Path::new("../..").join(device);
-        match std::os::unix::fs::symlink(target, links.join(format!("{PREFIX}{serial}"))) {
+        match std::os::unix::fs::symlink(target, links.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 log_error!("cannot make a link to the disk {device}: {error}");
             }
@@ -73,7 +74,22 @@ fn link(devices: &Path, links: &Path, patience: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// The block devices that have a serial number, with it. All are asked at once, since one may never answer.
+/// The block devices that are in ACPI's tables, with their names by those.
+fn numbers(devices: &Path) -> io::Result<impl Iterator<Item = (String, String)>> {
+    let devices = fs::read_dir(devices)?.flatten();
+    Ok(devices.filter_map(|device| {
+        // The virtio device is below the one of the platform.
+        let uid = device.path().join("device/../firmware_node/uid");
+        let uid = fs::read_to_string(uid).ok()?;
+        let number = uid.trim_end().parse::<u32>().ok()?;
+        Some((
+            device.file_name().into_string().ok()?,
+            format!("{BY_NUMBER}{number}"),
+        ))
+    }))
+}
+
+/// The block devices that have a serial number, with their names by it. All are asked at once, since one may never answer.
 fn serials(devices: &Path, patience: Duration) -> io::Result<Vec<(String, String)>> {
     let mut asked = Vec::new();
     for device in fs::read_dir(devices)? {
@@ -89,8 +105,8 @@ fn serials(devices: &Path, patience: Duration) -> io::Result<Vec<(String, String
         match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Ok(serial)) => {
                 let serial = serial.trim_end_matches(['\0', '\n']);
-                if is_serial(serial) {
-                    found.push((device, serial.to_owned()));
+                if is_plain(serial) {
+                    found.push((device, format!("{BY_SERIAL}{serial}")));
                 }
             }
             Ok(Err(error)) => log_error!("the disk {device} has no serial number: {error}"),
@@ -109,9 +125,9 @@ fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Re
     Ok(told)
 }
 
-fn is_serial(serial: &str) -> bool {
+fn is_plain(name: &str) -> bool {
     let plain = |character: char| character.is_ascii_alphanumeric() || "_.:+-".contains(character);
-    !serial.is_empty() && serial.chars().all(plain)
+    !name.is_empty() && name.chars().all(plain)
 }
 
 impl Mount {
@@ -121,7 +137,11 @@ impl Mount {
         self.source
             .strip_prefix(DISK_LINKS)?
             .strip_prefix('/')
-            .filter(|name| name.strip_prefix(PREFIX).is_some_and(is_serial))
+            .filter(|name| {
+                let mut prefixes = [BY_SERIAL, BY_NUMBER].into_iter();
+                let rest = prefixes.find_map(|prefix| name.strip_prefix(prefix));
+                rest.is_some_and(is_plain)
+            })
     }
 
     /// Whether it is of the file system on a disk: one that the agent makes.
@@ -188,7 +208,7 @@ pub fn device_rules(spec: &Spec) -> Result<Vec<DeviceRule>, AgentError> {
 fn number_of(path: &str) -> io::Result<(u32, u32)> {
     let stat = match rustix::fs::stat(path) {
         Err(Errno::NOENT) => {
-            let message = "no disk has this serial number, or several have it";
+            let message = "no disk has this name, or several have it";
             return Err(io::Error::new(io::ErrorKind::NotFound, message));
         }
         found => found?,
@@ -271,6 +291,7 @@ mod tests {
 
     #[rstest]
     #[case("/dev/disk/by-id/virtio-data", Some("virtio-data"))]
+    #[case("/dev/disk/by-id/acpi-4096", Some("acpi-4096"))]
     #[case("/dev/disk/by-id/virtio-", None)]
     #[case("/dev/disk/by-id/virtio-../vda", None)]
     #[case("/dev/disk/by-id/data", None)]
@@ -353,6 +374,25 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_linked_by_their_numbers_in_the_tables() {
+        let (base, devices, links) = devices(&[("vda", "data"), ("vdb", "")]);
+        // As sysfs has it: the platform's device, the virtio device below it, and the disk, which links back.
+        let platform = base.path().join("platform");
+        fs::create_dir_all(platform.join("virtio0")).unwrap();
+        fs::create_dir(platform.join("firmware_node")).unwrap();
+        fs::write(platform.join("firmware_node/uid"), "4096\n").unwrap();
+        std::os::unix::fs::symlink(platform.join("virtio0"), devices.join("vdb/device")).unwrap();
+
+        link(&devices, &links, PATIENCE).unwrap();
+
+        let expected = [
+            pair("acpi-4096", "../../vdb"),
+            pair("virtio-data", "../../vda"),
+        ];
+        assert_eq!(links_in(&links), expected);
+    }
+
+    #[test]
     fn serial_number_of_two_devices_is_nobodys() {
         let (_base, devices, links) =
             devices(&[("vda", "data"), ("vdb", "other"), ("vdc", "data")]);
@@ -379,7 +419,7 @@ mod tests {
     fn disk_that_is_not_there_is_told() {
         let problem = mount_in_time(mount("/dev/disk/by-id/virtio-none", "ext4"), PATIENCE);
 
-        let expected = "no disk has this serial number, or several have it";
+        let expected = "no disk has this name, or several have it";
         assert_eq!(problem.unwrap_err(), expected);
     }
 

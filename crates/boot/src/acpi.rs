@@ -202,7 +202,12 @@ fn append_virtio_mmio(
     index: usize,
     device: &MmioDevice,
 ) -> Result<(), AcpiError> {
-    let &MmioDevice { base, size, gsi } = device;
+    let &MmioDevice {
+        base,
+        size,
+        gsi,
+        uid,
+    } = device;
     let refused = AcpiError::Window { base, size };
     if base.checked_add(size).is_none_or(|end| end > 1 << 32) {
         return Err(refused);
@@ -214,7 +219,7 @@ fn append_virtio_mmio(
         format!("_SB_.V{index:03X}").as_str().into(),
         vec![
             &Name::new("_HID".into(), &"LNRO0005"),
-            &Name::new("_UID".into(), &index),
+            &Name::new("_UID".into(), &uid),
             // Accesses by the device are coherent with the CPUs' caches.
             &Name::new("_CCA".into(), &1u8),
             &Name::new(
@@ -241,6 +246,7 @@ mod tests {
             base: 0xd000_0000 + u64::from(index) * 0x1000,
             size: 0x1000,
             gsi: 5 + index,
+            uid: 0x1000 + index,
         }
     }
 
@@ -356,6 +362,8 @@ mod tests {
                 .any(|found| found == resources)
         );
         assert!(dsdt.windows(8).any(|found| found == b"LNRO0005"));
+        // A name, and a word.
+        assert!(dsdt.windows(7).any(|found| found == b"_UID\x0b\x02\x10"));
     }
 
     #[rstest]
@@ -364,7 +372,11 @@ mod tests {
     #[case::above_4_gib(1 << 32, 0x1000, false)]
     #[case::wraps(u64::MAX, 2, false)]
     fn window_must_be_below_4_gib(#[case] base: u64, #[case] size: u64, #[case] accepted: bool) {
-        let device = MmioDevice { base, size, gsi: 5 };
+        let device = MmioDevice {
+            base,
+            size,
+            ..device(0)
+        };
 
         let found = dsdt(&[device], None);
 

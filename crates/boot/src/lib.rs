@@ -55,6 +55,9 @@ pub struct MmioDevice {
     pub size: u64,
     /// Global system interrupt, edge-triggered and active high.
     pub gsi: u32,
+    /// What tells it from the others, which have other numbers: ACPI's `_UID` (ACPI 6.5, section 6.1.12). In Linux it is
+    /// `firmware_node/uid` of the device's directory in sysfs.
+    pub uid: u32,
 }
 
 /// Writes everything that `boot` names into `memory` and returns the state in which the first vCPU starts.
@@ -97,6 +100,7 @@ mod tests {
                 base: 0xd000_0000,
                 size: 0x1000,
                 gsi: 5,
+                uid: 0,
             }],
             serial_gsi: Some(4),
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Raw disks that a container sees: `--disk FILE:DST[:ro][:fs=TYPE]`.
+//! Disks that a container sees: `SOURCE:DST[:ro][:fs=TYPE]`.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,7 +14,7 @@ const DEVICES: &str = "/dev";
 /// The most characters of a file system's name.
 const FILE_SYSTEM: usize = 32;
 
-/// A raw disk image or block device of the host, and what the container sees of it.
+/// A raw disk image or block device of the host, or the socket of who serves one, and what the container sees of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Path on the host.
@@ -31,8 +31,8 @@ pub struct Disk {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DiskError {
-    /// The text is not of the form `FILE:DST[:OPTION]…`.
-    #[error("disk `{0}` is not of the form FILE:DST, FILE:DST:ro or FILE:DST:fs=TYPE")]
+    /// The text is not of the form `SOURCE:DST[:OPTION]…`.
+    #[error("disk `{0}` is not of the form SOURCE:DST, SOURCE:DST:ro or SOURCE:DST:fs=TYPE")]
     Form(String),
     /// An option is unknown.
     #[error("disk `{disk}` has the unknown option `{option}`; ro, rw and fs=TYPE are known")]

@@ -27,8 +27,8 @@ pub const MAXIMUM_MEMORY_MIB: u64 = 16 << 20;
 const VOLUME_LIMIT: usize = 256;
 /// Most disks of a virtual machine.
 const DISK_LIMIT: usize = 16;
-/// Where the guest finds a disk by its serial number.
-const DISKS: &str = "/dev/disk/by-id/virtio-";
+/// Where the guest finds disks.
+const DISKS: &str = "/dev/disk/by-id";
 /// Given to every kernel: a panic ends the machine, which is then reported.
 const KERNEL_ARGUMENTS: [&str; 1] = ["panic=-1"];
 
@@ -56,6 +56,9 @@ pub struct SandboxPlan {
     pub volumes: Vec<SharedVolume>,
     /// Disks.
     pub disks: Vec<VirtualDisk>,
+    /// Disks that other processes serve.
+    #[serde(default)]
+    pub served_disks: Vec<ServedDisk>,
     /// What runs in the guest.
     pub spec: Spec,
 }
@@ -95,6 +98,15 @@ pub struct VirtualDisk {
     pub read_only: bool,
 }
 
+/// A disk that another process serves over vhost-user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedDisk {
+    /// The Unix socket of that process.
+    pub socket: PathBuf,
+    /// What the guest finds it by, which has nothing to do with what that process says: a name in `/dev/disk/by-id`.
+    pub name: String,
+}
+
 /// Where things are, on the host and in the guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'p> {
@@ -127,6 +139,8 @@ pub struct Request<'r> {
     pub volumes: &'r [Volume],
     /// Raw disks that it sees.
     pub disks: &'r [Disk],
+    /// Disks that other processes serve, each with its name in the guest's `/dev/disk/by-id`; the source is the socket.
+    pub served_disks: &'r [(Disk, String)],
     /// Where things are.
     pub places: Places<'r>,
 }
@@ -182,7 +196,7 @@ impl SandboxPlan {
     /// wishes that cannot be honoured.
     pub fn new(request: Request<'_>) -> Result<Self, PlanError> {
         request.vm.check()?;
-        require_different_destinations(request.volumes, request.disks)?;
+        require_different_destinations(&request)?;
         let Places {
             lower,
             upper,
@@ -198,8 +212,11 @@ impl SandboxPlan {
                 .map(|(index, volume)| (volume_place(index), volume))
         };
         let disks = || (0..).map(serial).zip(request.disks);
-        let disk_binds = disks().map(|(serial, disk)| Bind {
-            source: format!("{DISKS}{serial}").into(),
+        let named = disks().map(|(serial, disk)| (link_of(&serial), disk));
+        let served = || request.served_disks.iter();
+        let named = named.chain(served().map(|(disk, name)| (name.clone(), disk)));
+        let disk_binds = named.map(|(name, disk)| Bind {
+            source: Path::new(DISKS).join(name),
             destination: disk.destination.clone(),
             read_only: disk.read_only,
             file_system: (!disk.is_device()).then(|| {
@@ -249,6 +266,12 @@ impl SandboxPlan {
                     read_only: disk.read_only,
                 })
                 .collect(),
+            served_disks: served()
+                .map(|(disk, name)| ServedDisk {
+                    socket: disk.source.clone(),
+                    name: name.clone(),
+                })
+                .collect(),
             spec,
         })
     }
@@ -260,8 +283,12 @@ impl SandboxPlan {
     #[must_use]
     pub fn host_source(&self, path: &Path) -> Option<&Path> {
         let volume = self.volume_at(path).map(|volume| &volume.source);
+        let name = path.strip_prefix(DISKS).ok();
+        let is_disk = |disk: &&VirtualDisk| name == Some(Path::new(&link_of(&disk.serial)));
+        let is_served = |disk: &&ServedDisk| name == Some(Path::new(&disk.name));
         volume
-            .or_else(|| self.disk_at(path).map(|disk| &disk.source))
+            .or_else(|| Some(&self.disks.iter().find(is_disk)?.source))
+            .or_else(|| Some(&self.served_disks.iter().find(is_served)?.socket))
             .map(PathBuf::as_path)
     }
 
@@ -272,18 +299,16 @@ impl SandboxPlan {
         let found = volumes.find(|(number, _)| path.ends_with(volume_place(*number)));
         found.map(|(_, volume)| volume)
     }
-
-    /// The disk that the guest finds at `path`, if it is one.
-    #[must_use]
-    pub fn disk_at(&self, path: &Path) -> Option<&VirtualDisk> {
-        let mut disks = self.disks.iter();
-        disks.find(|disk| path == Path::new(&format!("{DISKS}{}", disk.serial)))
-    }
 }
 
 /// Where in the share the volume of this number is.
 fn volume_place(number: usize) -> String {
     format!("volumes/{number}")
+}
+
+/// The guest's name for the disk of this serial number.
+fn link_of(serial: &str) -> String {
+    format!("virtio-{serial}")
 }
 
 /// The serial number of the disk at this place.
@@ -309,10 +334,13 @@ impl FromStr for SandboxPlan {
     }
 }
 
-fn require_different_destinations(volumes: &[Volume], disks: &[Disk]) -> Result<(), PlanError> {
+fn require_different_destinations(request: &Request<'_>) -> Result<(), PlanError> {
+    let volumes = request.volumes;
     if volumes.len() > VOLUME_LIMIT {
         return Err(PlanError::TooManyVolumes(volumes.len()));
     }
+    let served = request.served_disks.iter().map(|(disk, _)| disk);
+    let disks: Vec<&Disk> = request.disks.iter().chain(served).collect();
     if disks.len() > DISK_LIMIT {
         return Err(PlanError::TooManyDisks(disks.len()));
     }
@@ -364,6 +392,7 @@ mod tests {
             user: &User::default(),
             volumes: &volumes,
             disks: &disks,
+            served_disks: &[],
             places: Places {
                 lower,
                 upper,

@@ -573,6 +573,7 @@ fn config_of_umoci_becomes_a_plan() -> Result<(), Failed> {
         user: &user,
         volumes: &[],
         disks: &[],
+        served_disks: &[],
         places: Places {
             lower: &rootfs.path,
             upper: Path::new("/upper"),

@@ -114,6 +114,9 @@ pub struct Net<F = RawFd> {
     pub mtu: Option<u16>,
 }
 
+/// The ACPI `_UID` of the first of a machine's [vhost-user devices](Config::vhost_user); the next one has the next.
+pub const VHOST_USER_UID: u32 = 0x1000;
+
 /// A device whose vhost-user back end is behind a connected Unix stream socket.
 ///
 /// A back end that is lost ends the device, not the machine: the guest is told that the device needs a reset, and
@@ -122,7 +125,8 @@ pub struct Net<F = RawFd> {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum VhostUser<F = RawFd> {
-    /// A virtio-blk device: size, serial number and the rest are the back end's.
+    /// A virtio-blk device: size, serial number and the rest are the back end's. By [`VHOST_USER_UID`] the guest knows which
+    /// it is all the same.
     Block {
         /// The connection.
         socket: F,

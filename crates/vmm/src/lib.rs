@@ -24,7 +24,7 @@ mod sentence;
 mod vcpu;
 mod vm;
 
-pub use config::{Config, ConfigError, Disk, Net, Share, VhostUser, Vsock};
+pub use config::{Config, ConfigError, Disk, Net, Share, VHOST_USER_UID, VhostUser, Vsock};
 pub use devices::{DeviceError, DiskSetupError};
 pub use event_loop::EventLoopError;
 pub use exit::{Exit, Fault};

@@ -5,6 +5,7 @@ mod containers;
 mod images;
 mod network;
 mod run;
+mod vhost_user_net;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use images::{
 };
 pub use network::NetworkArguments;
 pub use run::{Origin, RunArguments};
+pub use vhost_user_net::VhostUserNet;
 
 /// Runs OCI containers, each in a lightweight virtual machine of its own.
 #[derive(Debug, Parser)]

@@ -83,7 +83,7 @@ impl NetworkArguments {
 }
 
 /// An address with the length of its prefix.
-fn address(text: &str) -> Result<IpNet, String> {
+pub fn address(text: &str) -> Result<IpNet, String> {
     let ending = |address: &IpAddr| {
         if address.is_ipv4() {
             ("24", 32)

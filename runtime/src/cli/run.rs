@@ -8,7 +8,7 @@ use clap::Args;
 use coracle_oci::disk::Disk;
 use coracle_oci::volume::Volume;
 
-use super::{NetworkArguments, Pull, seconds};
+use super::{NetworkArguments, Pull, VhostUserNet, seconds};
 use crate::container::Name;
 
 /// Run an image's container in a virtual machine of its own.
@@ -112,6 +112,14 @@ pub struct RunArguments {
         help_heading = "Inside the container"
     )]
     pub disk: Vec<Disk>,
+    /// The same of a disk that another process serves over vhost-user at SOCKET, such as qemu-storage-daemon; ro has the
+    /// container not write to it
+    #[arg(
+        long,
+        value_name = "SOCKET:DST[:ro][:fs=TYPE]",
+        help_heading = "Inside the container"
+    )]
+    pub vhost_user_blk: Vec<Disk>,
 
     #[command(flatten)]
     pub network: NetworkArguments,
@@ -141,12 +149,14 @@ pub struct RunArguments {
     /// Start the guest only once gdb is there
     #[arg(long, requires = "gdb", help_heading = "Machine")]
     pub gdb_wait: bool,
-    /// A block device that another process serves over vhost-user at this socket
-    #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
-    pub vhost_user_blk: Vec<PathBuf>,
-    /// A network device that another process serves over vhost-user at this socket
-    #[arg(long, value_name = "SOCKET", help_heading = "Machine")]
-    pub vhost_user_net: Vec<PathBuf>,
+    /// An interface, after those of --network, whose device another process serves over vhost-user at SOCKET, such as a
+    /// switch in user space. It is up, and has the addresses that are given here: one of IPv4 and one of IPv6
+    #[arg(
+        long,
+        value_name = "SOCKET[,ip=ADDRESS/LENGTH][,gateway=ADDRESS][,mac=MAC]",
+        help_heading = "Network"
+    )]
+    pub vhost_user_net: Vec<VhostUserNet>,
 }
 
 /// What a run starts from.

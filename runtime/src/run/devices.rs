@@ -2,7 +2,6 @@
 //! What a machine has besides what every container needs: disks, networks, a debugger's socket, and devices that other
 //! processes serve.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -44,15 +43,16 @@ impl Devices {
         attachment: Option<&Attachment>,
         gdb: Option<&gdb::Socket>,
     ) -> Result<Self> {
-        let blocks = arguments.vhost_user_blk.iter().map(|path| {
+        let blocks = plan.served_disks.iter().map(|disk| {
             Ok(VhostUser::Block {
-                socket: connect_to_back_end(path)?,
+                socket: connect_to_back_end(&disk.socket)?,
             })
         });
-        let nets = (0..).zip(&arguments.vhost_user_net).map(|(place, path)| {
+        let nets = arguments.vhost_user_net.iter().enumerate();
+        let nets = nets.map(|(place, net)| {
             Ok(VhostUser::Net {
-                socket: connect_to_back_end(path)?,
-                mac: mac(&plan.id, place),
+                socket: connect_to_back_end(&net.socket)?,
+                mac: network::served_mac(&plan.id, place, net).bytes(),
                 mtu: None,
             })
         });
@@ -158,15 +158,6 @@ fn is_not<T>(busy: Errno) -> impl Fn(&Result<T, Errno>) -> bool {
     move |outcome| !matches!(outcome, Err(error) if *error == busy)
 }
 
-/// An Ethernet address that nobody's vendor gave, for the device at this place in this container.
-fn mac(id: &str, place: u64) -> [u8; 6] {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(id.as_bytes());
-    hasher.write_u64(place);
-    let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
-    [0x02, a, b, c, d, e]
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{File, Permissions};
@@ -220,12 +211,6 @@ mod tests {
         fn drop(&mut self) {
             let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
         }
-    }
-
-    #[test]
-    fn addresses_of_devices_differ() {
-        assert_ne!(mac("0123456789ab", 0), mac("0123456789ab", 1));
-        assert_ne!(mac("0123456789ab", 0), mac("0123456789ac", 0));
     }
 
     #[rstest]

@@ -195,6 +195,7 @@ impl<'r> Run<'r> {
             user: &tree.user(&overrides)?,
             volumes: &volumes,
             disks: &arguments.disk,
+            served_disks: &wishes::served_disks(arguments),
             places: plan::Places {
                 lower: &tree.path,
                 upper: &directory.upper(),
@@ -322,8 +323,10 @@ impl<'r> Run<'r> {
         ports: StreamPorts,
         patience: &mut Patience,
     ) -> Result<(Guest<'g>, Streams)> {
-        let sandbox = network::sandbox(self.attachment.as_ref());
-        guest.set_up(self.directory.id().as_str(), sandbox, patience)?;
+        let id = self.directory.id().as_str();
+        let served = &self.place.arguments.vhost_user_net;
+        let sandbox = network::sandbox(id, self.attachment.as_ref(), served);
+        guest.set_up(id, sandbox, patience)?;
         guest.create(&self.plan, ports, patience)?;
         Ok((guest, listeners.accept()?))
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A run's network: made on the host, told to the guest.
 
+use std::hash::{DefaultHasher, Hasher};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -9,15 +11,18 @@ use coracle_agent_api::messages::{
     Route as GuestRoute,
 };
 use coracle_network::{
-    Addressing, Attachment, DnsOverrides, Network, NetworkError, Request, attach,
+    Addressing, Attachment, DnsOverrides, MacAddress, Network, NetworkError, Request, attach,
 };
 use coracle_vmm::Net;
 
 use super::patience::Interrupted;
 use super::signals::Forwarding;
-use crate::cli::NetworkArguments;
+use crate::cli::{NetworkArguments, VhostUserNet};
 use crate::config::Config;
 use crate::container::{Containers, Id};
+
+/// What lies between the metrics of an interface's routes and the next one's.
+const METRIC_STEP: u32 = 100;
 
 /// What the user wants of networks, as they are asked for.
 struct Wishes {
@@ -130,11 +135,62 @@ pub fn devices(attachment: Option<&Attachment>) -> Result<Vec<Net<OwnedFd>>> {
         .collect()
 }
 
-/// What the guest is told of its networks.
-pub fn sandbox(attachment: Option<&Attachment>) -> CreateSandboxRequest {
-    let Some(attachment) = attachment else {
-        return CreateSandboxRequest::default();
-    };
+/// The Ethernet address of a device that another process serves, the one at this place among those of this container.
+pub fn served_mac(id: &str, place: usize, net: &VhostUserNet) -> MacAddress {
+    net.mac.unwrap_or_else(|| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(id.as_bytes());
+        hasher.write_usize(place);
+        let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
+        MacAddress::locally_administered([a, b, c, d, e])
+    })
+}
+
+/// What the guest is told of its networks: those that were made, and those that others carry.
+pub fn sandbox(
+    id: &str,
+    attachment: Option<&Attachment>,
+    served: &[VhostUserNet],
+) -> CreateSandboxRequest {
+    let mut sandbox = attachment.map(of_attachment).unwrap_or_default();
+    for (place, net) in served.iter().enumerate() {
+        let index = sandbox.interfaces.len();
+        // CNI names interfaces otherwise.
+        let is_free = |name: &String| sandbox.interfaces.iter().all(|other| other.name != *name);
+        let mut names = (index..).map(|number| format!("eth{number}"));
+        let name = names.find(is_free).unwrap_or_default();
+        sandbox.interfaces.push(GuestInterface {
+            mac: served_mac(id, place, net).bytes().into(),
+            name: name.clone(),
+            addresses: net.addresses.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        });
+        sandbox.routes.extend(default_routes(net, &name, index));
+    }
+    sandbox
+}
+
+/// Those of later interfaces come after those of earlier ones.
+fn default_routes(net: &VhostUserNet, interface: &str, index: usize) -> Vec<GuestRoute> {
+    let metric = u32::try_from(index).unwrap_or(u32::MAX);
+    let routes = net.gateways.iter().map(|gateway| GuestRoute {
+        destination: match gateway {
+            IpAddr::V4(_) => "0.0.0.0/0".to_owned(),
+            IpAddr::V6(_) => "::/0".to_owned(),
+        },
+        gateway: gateway.to_string(),
+        interface: interface.to_owned(),
+        on_link: !net
+            .addresses
+            .iter()
+            .any(|address| address.contains(gateway)),
+        metric: metric.saturating_mul(METRIC_STEP),
+        ..Default::default()
+    });
+    routes.collect()
+}
+
+fn of_attachment(attachment: &Attachment) -> CreateSandboxRequest {
     let interfaces = attachment.interfaces().iter();
     let routes = attachment.routes().iter();
     let neighbours = attachment.neighbours().iter();
@@ -192,6 +248,54 @@ mod tests {
     use super::*;
     use crate::container::{Places, running};
     use crate::testing::write_script;
+
+    fn net(words: &str) -> VhostUserNet {
+        format!("/run/socket{words}").parse().unwrap()
+    }
+
+    #[test]
+    fn addresses_of_devices_differ_unless_they_are_given() {
+        let mac = |id, place| served_mac(id, place, &net(""));
+
+        assert_ne!(mac("0123456789ab", 0), mac("0123456789ab", 1));
+        assert_ne!(mac("0123456789ab", 0), mac("0123456789ac", 0));
+        assert!(mac("0123456789ab", 0).is_unicast());
+        let given = net(",mac=02:00:00:00:00:01");
+        assert_eq!(
+            served_mac("0123456789ab", 0, &given).to_string(),
+            "02:00:00:00:00:01"
+        );
+    }
+
+    #[test]
+    fn guest_is_told_of_what_others_carry() {
+        let served = [
+            net(",ip=10.0.0.2/24,gateway=10.0.0.1"),
+            net(",ip=fd00::2/64,gateway=fe80::1"),
+        ];
+
+        let sandbox = sandbox("0123456789ab", None, &served);
+
+        let interfaces: Vec<_> = sandbox.interfaces.iter().collect();
+        let names = interfaces
+            .iter()
+            .map(|it| (&it.name[..], &it.addresses[0][..]));
+        let expected = [("eth0", "10.0.0.2/24"), ("eth1", "fd00::2/64")];
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+        let routes = sandbox.routes.iter();
+        let routes = routes.map(|it| {
+            (
+                &it.destination[..],
+                &it.interface[..],
+                it.on_link,
+                it.metric,
+            )
+        });
+        let expected = [("0.0.0.0/0", "eth0", false, 0), ("::/0", "eth1", true, 100)];
+        assert_eq!(routes.collect::<Vec<_>>(), expected);
+        let mac = served_mac("0123456789ab", 1, &served[1]);
+        assert_eq!(sandbox.interfaces[1].mac, mac.bytes());
+    }
 
     #[derive(Parser)]
     struct Words {

@@ -5,10 +5,12 @@ use std::env::{self, VarError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail};
+use coracle_oci::disk::Disk;
 use coracle_oci::image::ImageConfig;
 use coracle_oci::plan::{self, SandboxPlan, VmShape};
 use coracle_oci::spec::{Overrides, TerminalSize};
 use coracle_oci::user::User;
+use coracle_vmm::VHOST_USER_UID;
 
 use super::network;
 use crate::cli::{Origin, RunArguments};
@@ -31,6 +33,7 @@ pub fn check(arguments: &RunArguments, config: &Config) -> Result<()> {
         user: &User::default(),
         volumes: &arguments.volume,
         disks: &arguments.disk,
+        served_disks: &served_disks(arguments),
         places: plan::Places {
             lower: nowhere,
             upper: nowhere,
@@ -40,6 +43,15 @@ pub fn check(arguments: &RunArguments, config: &Config) -> Result<()> {
         },
     });
     Ok(rehearsed.map(drop)?)
+}
+
+/// The disks that other processes serve, with the guest's names for them, which are by their numbers in the machine.
+pub fn served_disks(arguments: &RunArguments) -> Vec<(Disk, String)> {
+    let disks = arguments.vhost_user_blk.iter().cloned();
+    disks
+        .zip(VHOST_USER_UID..)
+        .map(|(disk, uid)| (disk, format!("acpi-{uid}")))
+        .collect()
 }
 
 /// The size of the machine.

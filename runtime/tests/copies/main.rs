@@ -162,8 +162,8 @@ impl Host {
                     .parse()
                     .unwrap(),
             ],
-            disks: &["/nothing.img:/disk", "/nothing.img:/etc/null"]
-                .map(|disk| disk.parse().unwrap()),
+            disks: &["/nothing.img:/etc/null".parse().unwrap()],
+            served_disks: &[("/no.sock:/disk".parse().unwrap(), "acpi-4096".to_owned())],
             places: Places {
                 lower: &self.path("image"),
                 upper: &own.join("upper"),

@@ -31,7 +31,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, BusError, Buses};
-use crate::config::{Config, Disk, Net, Share, VhostUser, Vsock};
+use crate::config::{Config, Disk, Net, Share, VHOST_USER_UID, VhostUser, Vsock};
 use crate::ending::Ending;
 use crate::event_loop::EventLoop;
 use crate::machine::Machine;
@@ -156,6 +156,7 @@ pub(crate) fn assemble(
 ) -> Result<Devices, DeviceError> {
     let mut logs = Logs::new();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut of_others = Vec::new();
     for share in config.fs {
         devices.push(Box::new(shared_file_system(share, event_loop, ending)?));
     }
@@ -183,7 +184,7 @@ pub(crate) fn assemble(
         ));
     }
     for (index, device) in config.vhost_user.into_iter().enumerate() {
-        devices.push(Box::new(vhost_user::make(index, device, event_loop)?));
+        of_others.push(vhost_user::make(index, device, event_loop)?);
     }
 
     let mut ports = legacy_ports(event_loop, ending)?;
@@ -205,11 +206,16 @@ pub(crate) fn assemble(
 
     let mut mmio = Bus::new();
     let mut resources = Resources::new()?;
+    let devices = devices.into_iter().map(|device| (device, None));
+    let of_others = (VHOST_USER_UID..)
+        .zip(of_others)
+        .map(|(uid, device)| (Box::new(device) as Box<dyn VirtioDevice>, Some(uid)));
     let mut windows = devices
-        .into_iter()
-        .map(|device| {
+        .chain(of_others)
+        .map(|(device, uid)| {
             connect(
                 device,
+                uid,
                 machine,
                 &mut resources,
                 event_loop.workers(),
@@ -223,6 +229,7 @@ pub(crate) fn assemble(
             disks::make(disk, ending).map_err(|source| DeviceError::Disk { index, source })?;
         windows.push(connect(
             Box::new(device),
+            None,
             machine,
             &mut resources,
             disk_loop.workers(),
@@ -339,15 +346,17 @@ fn add_ports(
     ports.insert(range.start.into(), len.into(), device)
 }
 
-/// Puts `device` behind a transport with a window, an interrupt and a kick for each queue.
+/// Puts `device` behind a transport with a window, an interrupt and a kick for each queue. Its `uid` is its place unless
+/// given.
 fn connect(
     device: Box<dyn VirtioDevice>,
+    uid: Option<u32>,
     machine: &Machine,
     resources: &mut Resources,
     workers: Arc<dyn Workers>,
     mmio: &mut Bus<MmioTransport>,
 ) -> Result<MmioDevice, DeviceError> {
-    let window = resources.next_device()?;
+    let window = resources.next_device(uid)?;
     let interrupt = Interrupt::new(event()?);
     machine.add_interrupt(interrupt.line(), window.gsi)?;
     let transport = MmioTransport::new(device, machine.memory().clone(), interrupt, workers)?;

@@ -18,6 +18,8 @@ const INTERRUPTS: std::ops::RangeInclusive<u32> = 5..=23;
 pub(super) struct Resources {
     windows: AddressAllocator,
     interrupts: IdAllocator,
+    /// How many devices there are.
+    count: u32,
 }
 
 impl Resources {
@@ -28,11 +30,12 @@ impl Resources {
                 .map_err(exhausted("window"))?,
             interrupts: IdAllocator::new(*INTERRUPTS.start(), *INTERRUPTS.end())
                 .map_err(exhausted("interrupt"))?,
+            count: 0,
         })
     }
 
-    /// A window and an interrupt of its own for one more device.
-    pub(super) fn next_device(&mut self) -> Result<MmioDevice, DeviceError> {
+    /// A window and an interrupt of its own for one more device, which has a number of its own: this one, or its place.
+    pub(super) fn next_device(&mut self, uid: Option<u32>) -> Result<MmioDevice, DeviceError> {
         let window = self
             .windows
             .allocate(MMIO_WINDOW_SIZE, MMIO_WINDOW_SIZE, AllocPolicy::FirstMatch)
@@ -41,10 +44,13 @@ impl Resources {
             .interrupts
             .allocate_id()
             .map_err(exhausted("interrupt"))?;
+        let place = self.count;
+        self.count += 1;
         Ok(MmioDevice {
             base: window.start(),
             size: MMIO_WINDOW_SIZE,
             gsi,
+            uid: uid.unwrap_or(place),
         })
     }
 }
@@ -62,12 +68,14 @@ mod tests {
         let mut resources = Resources::new().unwrap();
 
         let (first, second) = (
-            resources.next_device().unwrap(),
-            resources.next_device().unwrap(),
+            resources.next_device(None).unwrap(),
+            resources.next_device(None).unwrap(),
         );
+        let third = resources.next_device(Some(0x1000)).unwrap();
 
-        assert_eq!((first.base, first.gsi), (0xd000_0000, 5));
-        assert_eq!((second.base, second.gsi), (0xd000_1000, 6));
+        assert_eq!((first.base, first.gsi, first.uid), (0xd000_0000, 5, 0));
+        assert_eq!((second.base, second.gsi, second.uid), (0xd000_1000, 6, 1));
+        assert_eq!((third.base, third.uid), (0xd000_2000, 0x1000));
     }
 
     #[test]
@@ -75,7 +83,7 @@ mod tests {
         let mut resources = Resources::new().unwrap();
 
         let count = (0..100)
-            .take_while(|_| resources.next_device().is_ok())
+            .take_while(|_| resources.next_device(None).is_ok())
             .count();
 
         assert_eq!(count, 19);

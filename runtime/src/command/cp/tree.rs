@@ -202,7 +202,7 @@ fn put_mounts(
         let source = mount.source().as_deref();
         let Some(volume) = source.and_then(|source| plan.volume_at(source)) else {
             if let Ok(Some(point)) = root.find(mount.destination(), true) {
-                let is_disk = source.is_some_and(|source| plan.disk_at(source).is_some());
+                let is_disk = source.is_some_and(|source| plan.host_source(source).is_some());
                 covers.put(&point, mount.destination(), is_disk)?;
             }
             continue;
