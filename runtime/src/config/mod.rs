@@ -119,13 +119,16 @@ mod tests {
 
     #[test]
     fn what_is_set_counts() {
-        let config =
-            parse("[run]\nmemory = 512\nnetwork = [\"none\"]\n[log]\nlimit = 1\n").unwrap();
+        let config = parse(
+            "[run]\nmemory = 512\nnetwork = [\"none\"]\n[log]\nlimit = 1\n[image]\nlimit = 2\n",
+        )
+        .unwrap();
 
         assert_eq!(config.run.memory_mib, 512);
         assert_eq!(config.run.network, [Network::None]);
         assert_eq!(config.run.cpus, 1);
         assert_eq!(config.log_limit, 1 << 20);
+        assert_eq!(config.unpack.limits.bytes, 2 << 30);
     }
 
     #[rstest]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_oci::image::{Name, Source};
 use coracle_oci::store::Store;
 
-use super::Unpacking;
+use super::progress::Unpacking;
 use crate::cli::{Directories, LoadArguments, TagArguments};
 use crate::print::print;
 

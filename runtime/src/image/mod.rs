@@ -4,7 +4,7 @@
 //! ```text
 //! pull       from a registry into the store       load, tag   into the store, and under another name
 //! list       what is in the store                 remove      out of the store
-//! credentials, progress: what a pull asks for, and what it shows
+//! unpack     the tree of one                      credentials, progress: what a pull asks for, and what it shows
 //! ```
 
 mod credentials;
@@ -13,9 +13,10 @@ mod load;
 mod progress;
 mod pull;
 mod remove;
+mod unpack;
 
 pub use list::images;
 pub use load::{load, tag};
-pub use progress::Unpacking;
 pub use pull::{fetch, pull};
 pub use remove::rmi;
+pub use unpack::unpacked;

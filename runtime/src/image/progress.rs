@@ -188,10 +188,11 @@ impl Progress for Pulling {
     }
 
     fn retrying(&self, error: &RegistryError, wait: Duration) {
-        self.0.say(&format!(
-            "{error}; trying again in {:.1} s",
-            wait.as_secs_f64()
-        ));
+        let when = match wait.is_zero() {
+            true => "at once".to_owned(),
+            false => format!("in {:.1} s", wait.as_secs_f64()),
+        };
+        self.0.say(&format!("{error}; trying again {when}"));
     }
 }
 

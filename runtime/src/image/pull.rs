@@ -9,9 +9,9 @@ use coracle_oci::store::{Rootfs, Store, StoreError, StoredImage};
 use coracle_oci::unpack::UnpackError;
 use coracle_registry::{Client, Options};
 
-use super::Unpacking;
 use super::credentials::credentials;
 use super::progress::Pulling;
+use super::unpack;
 use crate::cli::{Directories, PullArguments};
 use crate::config::Config;
 use crate::log;
@@ -36,11 +36,10 @@ pub fn pull(directories: &Directories, config: &Config, arguments: &PullArgument
         // What was damaged in the store is gone now, and comes anew.
         Err(error) if is_damage(&error) => {
             stored = fetch(&store, options, name)?;
-            unpacked(&store, config, &stored)
+            unpacked(&store, config, &stored)?
         }
-        outcome => outcome,
-    }
-    .with_context(|| format!("cannot unpack the image {}", name.familiar()))?;
+        outcome => outcome?,
+    };
     rootfs.write_out()?;
     print(&format!("{}\n", with_digest(&stored)))?;
     Ok(0)
@@ -48,12 +47,11 @@ pub fn pull(directories: &Directories, config: &Config, arguments: &PullArgument
 
 /// The tree of an image that was pulled.
 fn unpacked(store: &Store, config: &Config, stored: &StoredImage) -> Result<Rootfs> {
+    let name = stored.name.familiar();
     let found = store
         .find(&stored.name)?
-        .context("it was removed meanwhile")?;
-    let image = found.stored.image?;
-    let unpacking = Unpacking::new();
-    Ok(store.unpacked(&found.source, &image, config.unpack, Some(&unpacking))?)
+        .with_context(|| format!("the image {name} was removed meanwhile"))?;
+    unpack::unpacked(store, &found.source, &found.stored.image?, config, &name)
 }
 
 fn is_damage(error: &anyhow::Error) -> bool {

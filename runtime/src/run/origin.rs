@@ -13,7 +13,7 @@ use coracle_oci::user::{self, User};
 use super::wishes;
 use crate::cli::{Origin, Pull, RunArguments};
 use crate::config::Config;
-use crate::image::{Unpacking, fetch};
+use crate::image::{fetch, unpacked};
 
 /// A tree on the host, which is only read, and what its image says of it.
 pub struct Tree {
@@ -48,9 +48,7 @@ impl Tree {
                     (found.source, found.stored.image?, Some(found.lease))
                 }
             };
-        let rootfs = store
-            .unpacked(&source, &image, config.unpack, Some(&Unpacking::new()))
-            .with_context(|| format!("cannot unpack the image {text}"))?;
+        let rootfs = unpacked(&store, &source, &image, config, text)?;
         Ok(Self {
             path: rootfs.path,
             config: image.config,
