@@ -109,12 +109,17 @@ pub fn image(name: &str) -> Repository {
 }
 
 pub fn image_of(name: &str, content: &[u8]) -> Repository {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
+    Repository::with_image(&[layer(&[(name, content)])])
+}
+
+/// A layer with these files.
+pub fn layer(files: &[(impl AsRef<Path>, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
-    archive
-        .append_data(&mut header, Path::new(name), content)
-        .unwrap();
-    Repository::with_image(&[archive.into_inner().unwrap()])
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, *content).unwrap();
+    }
+    archive.into_inner().unwrap()
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::Test;
-use crate::host::{Host, image, image_of};
+use crate::host::{Host, image, image_of, layer};
 use crate::registry::docker::{EXACT, Registry};
 use crate::registry::image::{Repository, digest};
 use crate::registry::server::{Reply, Request, Server};
@@ -59,6 +59,18 @@ pub const TESTS: &[Test] = &[
         layer_that_is_no_archive_is_said,
     ),
     ("terminal_shows_how_far_it_is", terminal_shows_how_far_it_is),
+    (
+        "terminal_shows_how_far_several_layers_are",
+        terminal_shows_how_far_several_layers_are,
+    ),
+    (
+        "what_passes_is_told_and_tried_again",
+        what_passes_is_told_and_tried_again,
+    ),
+    (
+        "what_does_not_pass_is_tried_as_often_as_the_file_says",
+        what_does_not_pass_is_tried_as_often_as_the_file_says,
+    ),
 ];
 
 pub const OF_RUNS: &[Test] = &[
@@ -259,7 +271,7 @@ fn nobody_can_be_asked_without_a_terminal() {
 }
 
 /// A registry of this image alone, which replies otherwise where `otherwise` does.
-fn serve(
+pub fn serve(
     image: Repository,
     otherwise: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
 ) -> Server {
@@ -269,7 +281,7 @@ fn serve(
     })
 }
 
-fn is_layer(image: &Repository, request: &Request) -> bool {
+pub fn is_layer(image: &Repository, request: &Request) -> bool {
     let key = request.path.strip_prefix("/v2/test/").unwrap_or_default();
     let content = image.content.get(key).map(|(_, content)| content);
     content.is_some_and(|content| !content.starts_with(b"{"))
@@ -385,8 +397,109 @@ fn terminal_shows_how_far_it_is() {
     assert!(shown.contains(&end), "{shown:?}");
 }
 
+fn terminal_shows_how_far_several_layers_are() {
+    let names = |start: u32| (start..start + 10_000).map(|number| format!("{number}"));
+    let many = |start| {
+        layer(
+            &names(start)
+                .map(|name| (name, &b""[..]))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let small = layer(&[("small", &[7; 1500][..])]);
+    let image = Repository::with_image(&[many(0), small.clone(), many(10_000)]);
+    let slow = image.clone();
+    let server = serve(image, move |request| {
+        let pause = Duration::from_micros(100);
+        let is_small = request.path.ends_with(&digest(&small).to_string());
+        is_small.then(|| slow.reply(request).trickle(pause))
+    });
+    let host = Host::new();
+    let (mut ours, theirs) = terminal();
+    let mut command = host.command(&["pull", &server.image()]);
+    let mut child = command
+        .stderr(theirs)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(command);
+
+    let shown = read_until(&mut ours, "never shown");
+
+    assert!(child.wait().unwrap().success(), "{shown}");
+    for what in ["\r\x1b[Kpulling: ", "\r\x1b[Kunpacking: "] {
+        let lines: Vec<_> = shown.split(what).skip(1).collect();
+        assert!(!lines.is_empty(), "{what:?} is not in {shown:?}");
+        let of = |line: &&str| line.contains(" MiB, ") && line.contains(" of 3 layers, ");
+        assert!(lines.iter().all(of), "{lines:?}");
+    }
+    assert!(shown.ends_with("\r\x1b[K"), "{shown:?}");
+}
+
+fn what_passes_is_told_and_tried_again() {
+    let image = image_of("one", &[7; 100_000]);
+    let own = image.clone();
+    let faults: [(&str, Fault); 3] = [
+        ("status 429", |_, _| {
+            Reply::fault(429, "TOOMANYREQUESTS", "")
+        }),
+        ("status 500", |_, _| Reply::fault(500, "", "")),
+        ("was cut", |image, request| image.reply(request).cut(50_000)),
+    ];
+    for (says, fault) in faults {
+        let own = own.clone();
+        let server = serve(image.clone(), move |request| {
+            let is_first = request.earlier == 0 && is_layer(&own, request);
+            is_first.then(|| fault(&own, request))
+        });
+        let host = Host::new();
+
+        let output = host.command(&["pull", &server.image()]).output().unwrap();
+
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        let lines: Vec<_> = stderr.lines().collect();
+        assert_eq!(lines.len(), 3, "{stderr}");
+        assert!(
+            lines[1].contains(says) && lines[1].contains("; trying again in 0."),
+            "{stderr}"
+        );
+        assert_eq!(server.requests_of("/blobs/").len(), 3, "{says}");
+    }
+}
+
+/// What a registry replies of an image at first.
+type Fault = fn(&Repository, &Request) -> Reply;
+
+fn what_does_not_pass_is_tried_as_often_as_the_file_says() {
+    let server = serve(image("one"), |_| Some(Reply::fault(503, "", "later")));
+    let host = Host::new();
+    let config = host.path("config.toml");
+    fs::write(&config, "[registry]\ntries = 2\n").unwrap();
+
+    let output = host
+        .command(&["pull", &server.image()])
+        .env("CORACLE_CONFIG", config)
+        .output()
+        .unwrap();
+
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<_> = stderr.lines().collect();
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert_eq!(lines.len(), 3, "{stderr}");
+    assert!(lines[1].contains("trying again in "), "{stderr}");
+    assert!(
+        lines[2].starts_with("coracle: cannot pull the image ")
+            && lines[2].contains("gave up after 2 tries")
+            && lines[2].contains("status 503"),
+        "{stderr}"
+    );
+    assert_eq!(server.requests_of("/manifests/latest").len(), 2);
+    assert!(host.names().is_empty() && host.files("tmp").is_empty());
+}
+
 /// A run that comes no further than to its guest, which is none.
-fn try_to_run(host: &Host, pull: &[&str], image: &str) -> String {
+pub fn try_to_run(host: &Host, pull: &[&str], image: &str) -> String {
     let nothing = host.path("kernel");
     fs::write(&nothing, "no kernel").unwrap();
     let nothing = nothing.to_str().unwrap();
