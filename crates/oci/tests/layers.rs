@@ -179,7 +179,14 @@ fn long(name: &str) -> String {
     vec![vec![file("usr/f", "x"), symlink("lib", "/usr"), hard("h", "lib/f")]],
     &["h file 644 x", "lib -> /usr", "usr dir 755", "usr/f file 644 x"]
 )]
-#[case::not_unicode(vec![vec![file(b"\xff\xfe", "x")]], &["\u{fffd}\u{fffd} file 644 x"])]
+#[case::not_unicode(
+    vec![vec![file(b"\xff\xfe", "x"), file(b"\xfe\xff", "y"), dir(b"d\xe9"), symlink(b"d\xe9/s", b"../\xff\xfe"), hard(b"h\xc3", b"\xff\xfe")]],
+    &["\\xfe\\xff file 644 y", "\\xff\\xfe file 644 x", "d\\xe9 dir 755", "d\\xe9/s -> ../\\xff\\xfe", "h\\xc3 file 644 x"]
+)]
+#[case::not_unicode_and_gone(
+    vec![vec![file(b"\xff\xfe", "x"), file(b"\xfe\xff", "y")], vec![file(b".wh.\xff\xfe", "")]],
+    &["\\xfe\\xff file 644 y"]
+)]
 #[case::longest_name(
     vec![vec![file("n".repeat(255), "x"), symlink("s", "n".repeat(255)), hard("h", "n".repeat(255))], vec![file(format!(".wh.{}", "n".repeat(251)), ""), file("n".repeat(254), "y")]],
     &["h file 644 x", &format!("{} file 644 y", "n".repeat(254)), &format!("{} file 644 x", "n".repeat(255)), &format!("s -> {}", "n".repeat(255))]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::image::Layout;
-use common::is_root;
 use common::tar::{Item, block, character, dir, fifo, file, hard, symlink};
+use common::{is_root, text};
 use coracle_oci::image::{PathReference, Source};
 use coracle_oci::layer::{Applier, Options, Ownership};
 use coracle_oci::plan::{Places, Request, SandboxPlan, VmShape};
@@ -222,7 +222,7 @@ fn archive_listing(root: &Path) -> Result<String, Failed> {
         .args(["-c", "cd \"$1\" && find . -printf '%P %y %m %U %G %n %l\n' | sort && find . -type f -print0 | sort -z | xargs -0 sha256sum", "sh"])
         .arg(root)
         .output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(text(&output.stdout))
 }
 
 fn image_of_umoci_is_unpacked_as_by_umoci() -> Result<(), Failed> {
@@ -341,6 +341,8 @@ fn layers_of_builders() -> Vec<(&'static str, Vec<Vec<Item>>)> {
                 file(&deep, "x"),
                 hard("h", &deep),
                 file(b"\xff\xfe", "x"),
+                file(b"\xfe\xff", "y"),
+                symlink(b"s\xe9", b"\xff\xfe"),
                 file("short", "x").pax("path", "from a pax record"),
             ]],
         ),
@@ -396,7 +398,7 @@ fn layers_are_applied_as_by_umoci() -> Result<(), Failed> {
                 ])
                 .arg(root)
                 .output()?;
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            Ok(text(&output.stdout))
         };
         // What the root itself has is not in these layers.
         let below = |root: &Path| {

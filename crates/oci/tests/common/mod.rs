@@ -22,19 +22,17 @@ fn list(root: &Path, directory: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let metadata = fs::symlink_metadata(&path).unwrap();
-        let name = String::from_utf8_lossy(path.strip_prefix(root).unwrap().as_os_str().as_bytes())
-            .into_owned();
+        let name = text(path.strip_prefix(root).unwrap().as_os_str().as_bytes());
         let mode = metadata.mode() & 0o7777;
         let kind = metadata.file_type();
         lines.push(if kind.is_dir() {
             format!("{name} dir {mode:o}")
         } else if kind.is_symlink() {
-            format!("{name} -> {}", fs::read_link(&path).unwrap().display())
+            let target = fs::read_link(&path).unwrap();
+            format!("{name} -> {}", text(target.as_os_str().as_bytes()))
         } else if kind.is_file() {
-            format!(
-                "{name} file {mode:o} {}",
-                String::from_utf8_lossy(&fs::read(&path).unwrap())
-            )
+            let content = text(&fs::read(&path).unwrap());
+            format!("{name} file {mode:o} {content}")
         } else if kind.is_fifo() {
             format!("{name} fifo {mode:o}")
         } else {
@@ -44,6 +42,14 @@ fn list(root: &Path, directory: &Path, lines: &mut Vec<String>) {
             list(root, &path, lines);
         }
     }
+}
+
+/// Bytes as text; those that are none are told apart, as `\xff`.
+pub fn text(bytes: &[u8]) -> String {
+    let chunks = bytes.utf8_chunks();
+    chunks
+        .map(|chunk| format!("{}{}", chunk.valid(), chunk.invalid().escape_ascii()))
+        .collect()
 }
 
 /// The text of an error and of all its causes.
