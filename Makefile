@@ -206,8 +206,9 @@ test: deps ## Check format and lints, run unit, property, doc and end-to-end tes
 	@lab/sum-tests.sh $(TARGET)/test-*.log
 
 .PHONY: test-all
-test-all: ## Run all of `test`, then that with the small kernel, packages, versions, coverage, and 20 s of each fuzz target
+test-all: ## Run all of `test`, then that with the small kernel, large files, packages, versions, coverage, and 20 s of each fuzz target
 	$(MAKE) test
+	$(MAKE) test-large
 	$(MAKE) test-kernel
 	$(MAKE) package
 	$(MAKE) test-deb
@@ -228,6 +229,11 @@ lint: deps ## Check format and lints
 unit: deps ## Run unit, property and doc tests
 	@mkdir -p $(TARGET)
 	cargo test --workspace 2>&1 | tee $(TARGET)/test-unit.log
+
+# Optimised: unoptimised it takes minutes to hash what it unpacks.
+.PHONY: test-large
+test-large: deps ## Run the tests of files too large for every day
+	cargo test --profile lab -p coracle-oci --test store -- --ignored
 
 .PHONY: doc
 doc: deps ## Build the crates' documentation

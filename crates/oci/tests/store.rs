@@ -4,20 +4,21 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
 use common::chain;
-use common::image::Layout;
-use common::tar::{dir, file};
+use common::image::{GZIP, Layout, gzip};
+use common::tar::{dir, file, header};
 use coracle_oci::image::{Image, Source};
 use coracle_oci::layer::{Limits, Options, Ownership};
 use coracle_oci::store::{Rootfs, Store};
 use coracle_oci::tree_hash::tree_hash;
 use rstest::rstest;
 use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest as _, Sha256};
 
 const OPTIONS: Options = Options {
     limits: Limits {
@@ -240,4 +241,74 @@ fn store_that_others_may_write_to_is_refused(#[case] name: &str) {
             directory.display()
         )
     );
+}
+
+/// The header of a file `f` of `size` bytes.
+fn header_of(size: u64) -> [u8; 512] {
+    let mut block = header(&file("f", ""));
+    block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+    block[148..156].copy_from_slice(b"        ");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+/// Each of its bytes is in the layer's stream, none in a map of holes.
+#[test]
+#[ignore = "takes minutes unless it is optimised: make test-large"]
+fn plain_file_of_five_gibibytes_is_whole() {
+    const PIECE: usize = 64 << 20;
+    const PIECES: u64 = 80;
+    const SIZE: u64 = PIECES * PIECE as u64;
+    let marked = |number: u64| [0, 63, 64, PIECES - 1].contains(&number);
+    let (zeros, mut letters) = (vec![0; PIECE], vec![0; PIECE]);
+    letters[0] = b'a';
+    letters[PIECE - 1] = b'z';
+    // A file of gzip may have several members, one after the other.
+    let members = [&zeros, &letters].map(|piece| gzip(piece));
+    let (first, last) = (header_of(SIZE), [0; 1024]);
+    let (mut stream, mut blob) = (Sha256::new_with_prefix(first), gzip(&first));
+    for number in 0..PIECES {
+        let is_marked = marked(number);
+        stream.update(if is_marked { &letters } else { &zeros });
+        blob.extend_from_slice(&members[usize::from(is_marked)]);
+    }
+    stream.update(last);
+    blob.extend_from_slice(&gzip(&last));
+    let mut layout = Layout::new();
+    let layer = layout.blob(GZIP, &blob);
+    let digits: String = stream
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let manifest = layout.manifest("amd64", &[layer], &[format!("sha256:{digits}")]);
+    layout.add(manifest);
+    let ground = Ground::new(&layout);
+
+    let options = Options {
+        limits: Limits::default(),
+        ..OPTIONS
+    };
+    let rootfs = ground
+        .store()
+        .unpacked(&ground.source, &ground.image, options, None)
+        .unwrap();
+
+    let file = File::open(rootfs.path.join("f")).unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(metadata.len(), SIZE);
+    assert!(metadata.blocks() * 512 < 16 << 20, "zeros are holes");
+    for number in 0..PIECES {
+        let expected: [&[u8]; 2] = match marked(number) {
+            true => [b"a", b"z"],
+            false => [&[0], &[0]],
+        };
+        let start = number * PIECE as u64;
+        for (byte, at) in expected.iter().zip([start, start + PIECE as u64 - 1]) {
+            let mut found = [0];
+            file.read_exact_at(&mut found, at).unwrap();
+            assert_eq!(&found, *byte, "at {at}");
+        }
+    }
 }
