@@ -157,9 +157,17 @@ impl<'a> Container<'a> {
         self
     }
 
+    /// A script that has programs of the host, which is a Debian: `tool NAME …` runs one, by the host's own libraries.
+    pub fn shell_with_tools(self, script: &str) -> Self {
+        let tool = "tool() { program=$1; shift; libraries=/host/lib/x86_64-linux-gnu;
+            $libraries/ld-linux-x86-64.so.2 --library-path $libraries /host/bin/$program \"$@\"; }";
+        self.volume(Path::new("/usr"), "/host:ro")
+            .shell(&format!("{tool}\n{script}"))
+    }
+
     /// Has coracle started by a program whose words end with its own, as `prlimit` or `unshare`.
-    pub fn under<const N: usize>(mut self, program: [&str; N]) -> Self {
-        self.under = program.map(OsString::from).into();
+    pub fn under<'w>(mut self, program: impl IntoIterator<Item = &'w str>) -> Self {
+        self.under = program.into_iter().map(OsString::from).collect();
         self
     }
 
