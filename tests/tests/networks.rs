@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Containers on networks. Each test has a host of its own in a network namespace, with an outside.
 
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use coracle_tests::{Container, Host, Image};
@@ -43,17 +46,22 @@ impl World {
     /// Has a container started on this host.
     fn container<'h>(&self, host: &'h Host) -> Container<'h> {
         host.container(Image::BUSYBOX)
-            .under(["ip", "netns", "exec", &self.host])
+            .under(["ip", "netns", "exec", self.host.as_str()])
     }
 
-    /// Starts a container `web` that says "inside" to whoever connects to the host's port 8080.
+    /// Starts a container `web` that says "inside" to whoever connects to the host's port 8080, or, from the host alone
+    /// and by IPv6, to its port 8081; it sends back what comes to the host's UDP port 8082.
     fn serve(&self, host: &Host) {
         self.container(host)
             .detached()
             .option("--name", "web")
             .network("host-nat")
             .option("--publish", "8080:80")
-            .shell("while :; do echo inside | nc -l -p 80; done")
+            .option("--publish", "[::1]:8081:80")
+            .option("--publish", "8082:82/udp")
+            .shell_with_tools(
+                "tool socat UDP6-LISTEN:82,ipv6only=0,fork PIPE & while :; do echo inside | nc -l -p 80; done",
+            )
             .expect(0);
     }
 
@@ -63,7 +71,10 @@ impl World {
     }
 
     fn on_the_host(&self, script: &str) -> String {
-        sh(&format!("ip netns exec {} sh -c '{script}'", self.host))
+        sh(&format!(
+            "timeout 60 ip netns exec {} sh -c '{script}'",
+            self.host
+        ))
     }
 
     /// Names of the host's interfaces.
@@ -76,7 +87,29 @@ impl World {
     }
 
     fn outside(&self, script: &str) -> String {
-        sh(&format!("ip netns exec {} sh -c '{script}'", self.outside))
+        sh(&format!(
+            "timeout 60 ip netns exec {} sh -c '{script}'",
+            self.outside
+        ))
+    }
+
+    /// Answers those who ask 192.0.2.1 for names: `name` is at 192.0.2.1, and there is no other. It ends with the test's
+    /// process.
+    fn serve_names(&self, name: &'static str) {
+        let outside = File::open(format!("/run/netns/{}", self.outside)).unwrap();
+        let bind = move || {
+            // SAFETY: it is the namespace of this thread alone that changes, which ends with the closure.
+            let entered = unsafe { libc::setns(outside.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(entered, 0, "root may enter a namespace");
+            UdpSocket::bind("192.0.2.1:53").unwrap()
+        };
+        let socket = thread::spawn(bind).join().unwrap();
+        thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut query) {
+                let _ = socket.send_to(&answer(&query[..length], name), client);
+            }
+        });
     }
 
     /// Serves `text` to whoever connects from now on, outside.
@@ -95,7 +128,7 @@ impl Drop for World {
 }
 
 /// A server that ends with the test.
-struct Server(std::process::Child);
+struct Server(Child);
 
 impl Server {
     fn start(namespace: &str, address: &str, port: u16, text: &str) -> Self {
@@ -132,6 +165,96 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// The answer to a query by RFC 1035, section 4: the address of `name`, or that there is no such name.
+fn answer(query: &[u8], name: &str) -> Vec<u8> {
+    // Behind the header is the name that is asked for, each label after its length, an empty one last; then its type.
+    let end = 13 + query[12..].iter().position(|byte| *byte == 0).unwrap();
+    let label = |label: &str| [&[label.len() as u8], label.as_bytes()].concat();
+    let known = name.split('.').chain([""]).flat_map(label);
+    let (is_known, is_ipv4) = (
+        query[12..end] == *known.collect::<Vec<u8>>(),
+        query[end + 1] == 1,
+    );
+    let status = if is_known { 0x80 } else { 0x83 };
+    let count = u8::from(is_known && is_ipv4);
+    let header = [0x81, status, 0, 1, 0, count, 0, 0, 0, 0];
+    let address = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
+    [
+        &query[..2],
+        &header,
+        &query[12..end + 4],
+        &address.repeat(count.into()),
+    ]
+    .concat()
+}
+
+/// Open vSwitch on a host, of which nobody else's knows, with the datapath that needs no kernel module.
+struct OpenVSwitch {
+    /// Where its daemons and tools meet.
+    directory: PathBuf,
+    host: String,
+    daemons: Vec<Child>,
+}
+
+impl OpenVSwitch {
+    /// Its bridge `ovs0` is at 198.51.100.1.
+    fn start(host: &Host, world: &World) -> Self {
+        let mut switch = Self {
+            directory: host.folder("openvswitch"),
+            host: world.host.clone(),
+            daemons: Vec::new(),
+        };
+        let file = |name: &str| switch.directory.join(name).display().to_string();
+        let (database, socket) = (file("conf.db"), file("db.sock"));
+        switch.run(&format!(
+            "ovsdb-tool create {database} /usr/share/openvswitch/vswitch.ovsschema"
+        ));
+        switch.spawn(&[
+            "ovsdb-server",
+            &database,
+            &format!("--remote=punix:{socket}"),
+        ]);
+        switch.run("ovs-vsctl --no-wait --retry --timeout=20 init");
+        switch.spawn(&["ovs-vswitchd", &format!("unix:{socket}")]);
+        switch.run(
+            "ovs-vsctl --timeout=20 add-br ovs0 -- set bridge ovs0 datapath_type=netdev &&
+             ip addr add 198.51.100.1/24 dev ovs0 && ip link set ovs0 up",
+        );
+        switch
+    }
+
+    fn spawn(&mut self, words: &[&str]) {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.host])
+            .args(words)
+            .env("OVS_RUNDIR", &self.directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.daemons.push(command.spawn().unwrap());
+    }
+
+    fn run(&self, script: &str) -> String {
+        let (host, directory) = (&self.host, self.directory.display());
+        sh(&format!(
+            "OVS_RUNDIR={directory} ip netns exec {host} sh -c '{script}'"
+        ))
+    }
+
+    fn ports(&self) -> String {
+        self.run("ovs-vsctl --timeout=20 list-ports ovs0")
+    }
+}
+
+impl Drop for OpenVSwitch {
+    fn drop(&mut self) {
+        for daemon in self.daemons.iter_mut().rev() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
     }
 }
 
@@ -180,6 +303,18 @@ fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
     let loopback = world.on_the_host(
         "until timeout 2 nc 127.0.0.1 8080 </dev/null | grep inside; do sleep 0.2; done",
     );
+    let by_ipv6 = world.outside(
+        "until timeout 2 nc 2001:db8::2 8080 </dev/null | grep inside; do sleep 0.2; done",
+    );
+    let one_address = world
+        .on_the_host("until timeout 2 nc ::1 8081 </dev/null | grep inside; do sleep 0.2; done");
+    let other_address =
+        world.outside("timeout 2 nc 2001:db8::2 8081 </dev/null || echo nothing there");
+    let datagrams = ["192.0.2.2", "[2001:db8::2]"].map(|address| {
+        world.outside(&format!(
+            "until echo back | timeout 3 socat -t1 - UDP:{address}:8082 | grep back; do sleep 0.2; done"
+        ))
+    });
     let list = world.coracle(&host, &["ps"]).expect(0).text();
     let again = world
         .container(&host)
@@ -189,7 +324,18 @@ fn published_port_leads_into_the_container_from_outside_and_from_the_host() {
         .finish();
 
     assert_eq!((outside.as_str(), loopback.as_str()), ("inside", "inside"));
-    assert!(list.contains("8080"), "{list}");
+    assert_eq!(
+        (by_ipv6.as_str(), one_address.as_str()),
+        ("inside", "inside")
+    );
+    assert_eq!(other_address, "nothing there");
+    assert_eq!(datagrams, ["back", "back"]);
+    assert!(
+        ["8080:80/tcp", "[::1]:8081:80/tcp", "8082:82/udp"]
+            .iter()
+            .all(|port| list.contains(port)),
+        "{list}"
+    );
     again.expect(125).says("8080");
     world.coracle(&host, &["rm", "-f", "web"]).expect(0);
     host.assert_clean();
@@ -246,6 +392,50 @@ fn containers_have_names_addresses_and_name_servers() {
     );
 }
 
+/// Has a program see `$1` as the host's resolv.conf, and `$2` as the one behind systemd's stub.
+const RESOLVER: &str = "mount -t tmpfs run /run && mkdir -p /run/systemd/resolve &&
+    cp \"$2\" /run/systemd/resolve/resolv.conf &&
+    file=$(readlink -m /etc/resolv.conf) && { test -e $file || touch $file; } &&
+    mount --bind \"$1\" $file && shift 2 && exec \"$@\"";
+
+#[rstest]
+#[case::of_the_user(&["--dns=192.0.2.1", "--dns-search=example.org"], "nameserver 192.0.2.99\n", "")]
+#[case::behind_the_hosts_stub(&[], "nameserver 127.0.0.53\nsearch example.org\n", "nameserver 192.0.2.1\n")]
+fn container_asks_a_name_server(
+    #[case] options: &[&str],
+    #[case] resolv_conf: &str,
+    #[case] upstream: &str,
+) {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    world.serve_names("web.example.org");
+    let files = [("resolv.conf", resolv_conf), ("upstream", upstream)]
+        .map(|(name, text)| host.file(name, text).display().to_string());
+    let namespace = ["ip", "netns", "exec", world.host.as_str()];
+    let [first, second] = &files;
+
+    let run = options
+        .iter()
+        .fold(host.container(Image::BUSYBOX), |run, option| {
+            run.flag(option)
+        })
+        .under([&namespace[..], &["sh", "-c", RESOLVER, "sh", first, second]].concat())
+        .network("host-nat")
+        .shell(
+            "nslookup web.example.org; ping -c1 -W5 web; nslookup nosuch.example.org || echo none",
+        )
+        .expect(0);
+
+    let text = run.text();
+    let line = |start: &str| text.lines().any(|line| line.starts_with(start));
+    assert!(line("Address: 192.0.2.1"), "{text}");
+    assert!(
+        line("PING web") && line("64 bytes from 192.0.2.1"),
+        "{text}"
+    );
+    assert!(text.contains("NXDOMAIN") && line("none"), "{text}");
+    host.assert_clean();
+}
+
 #[test]
 fn without_a_network_there_is_the_loopback_alone() {
     let (host, world) = (Host::with_shared_images(), World::new());
@@ -294,6 +484,31 @@ fn container_takes_a_tap_that_is_there_and_leaves_it_there() {
         .expect(0);
 
     assert_eq!(world.on_the_host("ip -br link show mine | wc -l"), "1");
+    host.assert_clean();
+}
+
+#[test]
+fn container_is_a_port_of_open_vswitch_by_its_bridge_and_by_a_tap() {
+    let (host, world) = (Host::with_shared_images(), World::new());
+    let switch = OpenVSwitch::start(&host, &world);
+    world.on_the_host("ip tuntap add mine mode tap vnet_hdr && ip link set mine up");
+    switch.run("ovs-vsctl --timeout=20 add-port ovs0 mine");
+
+    for (network, address) in [
+        ("bridge:ovs0", "198.51.100.7"),
+        ("tap:mine", "198.51.100.8"),
+    ] {
+        let run = world
+            .container(&host)
+            .variable("OVS_RUNDIR", &switch.directory)
+            .network(network)
+            .option("--ip", format!("{address}/24"))
+            .shell("ping -c1 -W5 198.51.100.1 >/dev/null && ip -4 -o addr show eth0")
+            .expect(0);
+
+        assert!(run.text().contains(address), "{}", run.text());
+        assert_eq!(switch.ports(), "mine", "after {network}");
+    }
     host.assert_clean();
 }
 
