@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_tests::{Host, Image};
+use rstest::rstest;
 
 /// A file system of its own, of 64 MiB.
 struct Disk(PathBuf);
@@ -124,33 +125,64 @@ fn signal_ends_a_run_that_waits_for_a_back_end() {
     host.assert_clean();
 }
 
-#[test]
-fn signal_ends_a_run_that_waits_for_its_network() {
-    let host = Host::with_shared_images();
+/// Has a network `mine` made by a CNI plugin `scripted`; to be added it runs `script`. Gives the
+/// configuration file.
+fn cni_network(host: &Host, script: &str) -> PathBuf {
     let (configurations, plugins) = (host.folder("net.d"), host.folder("plugins"));
-    let begun = host.files().join("begun");
-    let plugin = plugins.join("slow");
-    let script = format!(
-        "#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\n: > {}\nexec sleep 50\n",
-        begun.display()
-    );
+    let plugin = plugins.join("scripted");
+    let script = format!("#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\n{script}\n");
     fs::write(&plugin, script).unwrap();
     fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
     fs::write(
-        configurations.join("slow.conflist"),
-        r#"{"cniVersion": "0.4.0", "name": "slow", "plugins": [{"type": "slow"}]}"#,
+        configurations.join("mine.conflist"),
+        r#"{"cniVersion": "0.4.0", "name": "mine", "plugins": [{"type": "scripted"}]}"#,
     )
     .unwrap();
-    let config = host.file(
+    host.file(
         "config.toml",
         format!(
             "[network]\ncni_configurations = [{configurations:?}]\ncni_plugins = [{plugins:?}]\n"
         ),
-    );
+    )
+}
+
+#[rstest]
+#[case::complains(
+    r#"echo '{"cniVersion": "0.4.0", "code": 7, "msg": "no room"}'; exit 1"#,
+    "failed to ADD: no room (code 7)"
+)]
+#[case::hangs("sleep 50 & wait", "did not finish ADD within 2s and was killed")]
+fn network_that_its_plugin_does_not_make_is_told(#[case] script: &str, #[case] says: &str) {
+    let host = Host::with_shared_images();
+    let config = cni_network(&host, script);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}cni_deadline = 2\n")).unwrap();
+
+    let asked = Instant::now();
     let run = host
         .container(Image::BUSYBOX)
         .variable("CORACLE_CONFIG", &config)
-        .network("slow")
+        .network("mine")
+        .command(["true"])
+        .expect(125);
+
+    let plugin = r#"CNI plugin "scripted" of network "mine""#;
+    run.says_once(&["coracle: ", plugin, says]);
+    assert!(asked.elapsed() < Duration::from_secs(20));
+    host.assert_clean();
+    let remembered = fs::read_dir(host.containers().with_file_name("network/machines"));
+    assert_eq!(remembered.map_or(0, Iterator::count), 0);
+}
+
+#[test]
+fn signal_ends_a_run_that_waits_for_its_network() {
+    let host = Host::with_shared_images();
+    let begun = host.files().join("begun");
+    let config = cni_network(&host, &format!(": > {}\nexec sleep 50", begun.display()));
+    let run = host
+        .container(Image::BUSYBOX)
+        .variable("CORACLE_CONFIG", &config)
+        .network("mine")
         .command(["true"])
         .start();
     await_file(&begun);
