@@ -47,6 +47,10 @@ impl FromStr for Login {
 
 /// Get an image from a registry into the store, and unpack it.
 ///
+/// Of an image for several platforms only the one for linux/amd64 is pulled, and of its variants the one that asks least
+/// of a processor. Layers may be uncompressed, or compressed with gzip or zstd. How large an image may be is set in the
+/// configuration, by image.limit and image.entries.
+///
 /// Registries are shown the credentials that `docker login`, `podman login` or `skopeo login` of this user have left,
 /// unless others are given; a password among the words of a command is seen by all users of the host. A registry's own
 /// authority is put into /etc/docker/certs.d/HOST:PORT/ca.crt.
@@ -92,7 +96,8 @@ pub struct RmiArguments {
 
 /// Put an image of an archive or a directory into the store.
 ///
-/// What `docker save`, `podman save` and `skopeo copy` write is taken: archives of docker, and OCI image layouts.
+/// What `docker save`, `podman save` and `skopeo copy` write is taken: archives of docker, and OCI image layouts. Of an
+/// image for several platforms only the one for linux/amd64 is taken.
 #[derive(Debug, Args)]
 pub struct LoadArguments {
     /// The archive or directory, with `:TAG` if one of several images is meant

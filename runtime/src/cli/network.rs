@@ -15,11 +15,12 @@ use crate::config::Config;
 #[command(next_help_heading = "Network")]
 pub struct NetworkArguments {
     /// `host-nat`: through the host, as the host; `none`: only the machine's own loopback; NAME: what the CNI configuration of that name makes;
-    /// `bridge:BRIDGE`: a port of a Linux or Open vSwitch bridge; `tap:INTERFACE`: a tap that is there. These two give
+    /// `bridge:BRIDGE`: a port of a Linux or Open vSwitch bridge (the latter by `ovs-vsctl`); `tap:INTERFACE`: a tap that is there. These two give
     /// no IPv4 address, nor is one asked for (DHCP): --ip and --gateway do. May be given several times [default: host-nat, unless the configuration says otherwise]
     #[arg(long, value_name = "NETWORK")]
     pub network: Vec<Network>,
-    /// Have ports of the host lead into the container: a free one for each where none is named
+    /// Have ports of the host lead into the container: a free one for each where none is named, on all addresses of the
+    /// host unless one is named; IPv6 in brackets, as in `[::1]:8080:80`
     #[arg(
         short,
         long,

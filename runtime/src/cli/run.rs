@@ -36,7 +36,8 @@ use crate::container::Name;
 pub struct RunArguments {
     /// The image, and a command to run instead of its own: all that comes after the image. An image is called by its
     /// name in the store or a registry; or it is an OCI image layout or docker archive, a directory or a .tar file, whose
-    /// path begins with `/` or `.`, with `:TAG` if it holds several images
+    /// path begins with `/` or `.`, with `:TAG` if it holds several images. Of one for several platforms, that for
+    /// linux/amd64 is taken, and of its variants the one that asks least of a processor
     // One argument, not two: the first word that is no option ends the options.
     #[arg(
         required_unless_present = "rootfs",
