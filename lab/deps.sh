@@ -6,7 +6,7 @@
 set -eu
 
 missing=
-for package in gcc libc6-dev qemu-system-x86 mmdebstrap debian-archive-keyring umoci \
+for package in attr gcc libc6-dev qemu-system-x86 mmdebstrap debian-archive-keyring umoci \
     busybox-static e2fsprogs gdb iproute2 nftables containernetworking-plugins \
     openvswitch-switch docker-registry skopeo apache2-utils openssl socat netcat-openbsd crash dpdk-dev "$@"; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
