@@ -167,9 +167,9 @@ kernel: guest ## Build the small kernel, which guests start from where it is the
 
 # Where it is built, all end-to-end tests run with it.
 .PHONY: test-kernel
-test-kernel: kernel ## Run end-to-end tests with the small kernel, and read a dump of it by crash
+test-kernel: kernel ## Run end-to-end tests with the small kernel, the example VMM's and a dump of it by crash among them
 	@$(MAKE) e2e
-	@$(MAKE) e2e TESTS="--test machine -- --ignored" SYMBOLS=$(TARGET)/kernel/vmlinux.debug
+	@$(MAKE) e2e TESTS="--test machine --test example -- --ignored" SYMBOLS=$(TARGET)/kernel/vmlinux.debug
 
 .PHONY: images
 images: programs ## Make the test images

@@ -11,6 +11,14 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=$(realpath "${1:?usage: build.sh TARGET-FOLDER [CARGO-OPTION…]}")
 shift
+# A VMM of one's own takes no more lines than this.
+limit=299
+lines=$(cat "$here"/src/*.rs | wc -l)
+if [ "$lines" -gt "$limit" ]; then
+    echo "build.sh: the example has $lines lines of source, and $limit at most is what it promises" >&2
+    exit 1
+fi
+
 # What the example depends on, and what that depends on.
 crates=(coracle-memory coracle-virtio coracle-devices coracle-vsock coracle-seccomp coracle-boot coracle-vmm coracle-guest)
 unpacked=$target/example/crates

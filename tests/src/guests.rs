@@ -3,10 +3,12 @@
 //! with another first process.
 
 use std::fs;
+use std::path::PathBuf;
 
 use coracle_guest::cpio::Archive;
 
-use crate::path_from_environment;
+use crate::host::Host;
+use crate::{path_from_environment, tools};
 
 /// Where the code of each is loaded.
 const ADDRESS: u32 = 0x10_0000;
@@ -57,6 +59,26 @@ pub fn speaking() -> Vec<u8> {
 pub fn speaking_init() -> Vec<u8> {
     let code = [ALLOW_PORTS, SPEAK, RESET, STAY].concat();
     elf(&code, &[(LOAD, code.len())], &[])
+}
+
+/// The kernel that guests start from here, and its initial file system: the small kernel where it is built.
+#[must_use]
+pub fn ours() -> [PathBuf; 2] {
+    let guest = path_from_environment("CORACLE_GUEST");
+    let small = guest.join("small");
+    let directory = if small.is_dir() { small } else { guest };
+    ["vmlinux", "initramfs.cpio"].map(|name| directory.join(name))
+}
+
+/// The agent's executable, out of the initial file system.
+#[must_use]
+pub fn agent(host: &Host) -> Vec<u8> {
+    let ours = path_from_environment("CORACLE_GUEST").join("initramfs.cpio");
+    let folder = host.folder("initramfs");
+    let script = "cd \"$1\" && busybox cpio -i init <\"$2\" 2>/dev/null";
+    let [to, from] = [&folder, &ours].map(|path| path.display().to_string());
+    tools::run("sh", &["-c", script, "sh", &to, &from]);
+    fs::read(folder.join("init")).expect("an initial file system has a first process")
 }
 
 /// An initial file system: our own, with its modules, but with `init` for a first process, busybox to interpret it, and
