@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use coracle_tests::{Host, Image, Terminal, path_from_environment};
+use coracle_tests::{Host, Image, Terminal, guests, path_from_environment};
 use rstest::rstest;
 use ruzstd::encoding::CompressionLevel;
 
@@ -27,13 +27,15 @@ fn tool(words: &[&str]) -> String {
 #[case(1)]
 #[case(2)]
 #[case(8)]
+#[case(16)]
+#[case(32)]
 fn machine_has_the_processors_that_were_asked_for(#[case] cpus: u8) {
     let host = Host::with_shared_images();
 
     let run = host
         .container(Image::BUSYBOX)
         .cpus(cpus)
-        .shell("grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online")
+        .shell("nproc; cat /sys/devices/system/cpu/online")
         .expect(0);
 
     let online = match cpus {
@@ -167,11 +169,11 @@ fn zstd(plain: &Path) -> Vec<u8> {
 #[case::zstd(zstd)]
 fn initial_file_system_may_be_compressed(#[case] compress: fn(&Path) -> Vec<u8>) {
     let host = Host::with_shared_images();
-    let plain = path_from_environment("CORACLE_GUEST").join("initramfs.cpio");
+    let [kernel, plain] = guests::ours();
     let compressed = host.file("initramfs.compressed", compress(&plain));
 
     host.container(Image::BUSYBOX)
-        .kernel(&path_from_environment("CORACLE_GUEST").join("vmlinux"))
+        .kernel(&kernel)
         .initrd(&compressed)
         .command(["true"])
         .expect(0);
@@ -208,7 +210,7 @@ fn dump_of_the_small_kernel_is_read_by_crash() {
     let symbols = text(&path_from_environment("CORACLE_SYMBOLS"));
     // Not by `ps` and `bt`: before 8.0.4, crash does not know this kernel's `struct pid` and stacks of exceptions.
     let tasks = "list task_struct.tasks -s task_struct.comm -h init_task";
-    let commands = host.file("commands", format!("sys\n{tasks}\nquit\n"));
+    let commands = host.file("commands", format!("sys\nlog\n{tasks}\nquit\n"));
     let said = tool(&[
         "crash",
         "-s",
@@ -218,6 +220,7 @@ fn dump_of_the_small_kernel_is_read_by_crash() {
         &text(&core),
     ]);
     assert!(said.contains("RELEASE: 6.1"), "{said}");
+    assert!(said.contains("Command line: quiet console=hvc0"), "{said}");
     assert!(said.contains("comm = \"kthreadd"), "{said}");
     assert!(said.contains("comm = \"sleep"), "{said}");
     let stack = tool(&["gdb", "-batch", "-ex", "bt", &symbols, &text(&core)]);
@@ -226,22 +229,47 @@ fn dump_of_the_small_kernel_is_read_by_crash() {
     host.assert_clean();
 }
 
+/// A first process that leaves another beside the agent, which answers whoever is at the console.
+const TALKING_INIT: &str = "#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /console
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /console
+while read module; do /bin/busybox insmod /modules/$module; done < /modules/order
+{
+    echo the guest is here
+    while read -r line; do echo \"heard: $line\"; done
+} < /console/hvc0 > /console/hvc0 &
+exec /agent
+";
+
 #[test]
-fn console_shows_the_guest_and_is_left_by_a_key() {
+fn console_shows_the_guest_hands_on_what_is_typed_and_is_left_by_a_key() {
     let host = Host::with_shared_images();
+    let files = [("agent", &guests::agent(&host)[..])];
+    let initrd = guests::initramfs_with(TALKING_INIT.as_bytes(), &files);
     host.container(Image::BUSYBOX)
+        .initrd(&host.file("talking.cpio", initrd))
         .detached()
         .option("--name", "c")
-        .shell("echo '<3>said to the kernel' >/dev/kmsg 2>/dev/null; sleep 1000")
+        .command(["sleep", "1000"])
         .expect(0);
     let terminal = Terminal::default();
     let run = host.start_on_terminal(&["console", "c"], &terminal);
 
+    // What it has said before.
+    terminal.await_text("the guest is here\r\n");
+    terminal.type_in("hello\r");
+    terminal.await_text("heard: hello\r\n");
+    // Who comes later finds the same, and takes nothing from who is there.
+    let file = host.start_with_input(host.coracle(&["console", "c"]), b"from a file\n".to_vec());
+    terminal.await_text("heard: from a file\r\n");
     terminal.type_in("\x1d");
 
     run.finish().expect(0).says("Ctrl-] leaves");
     assert!(terminal.is_cooked());
     host.run(&["rm", "-f", "c"]).expect(0);
+    let shown = file.finish().expect(0).text();
+    assert!(shown.contains("heard: hello"), "{shown}");
     host.assert_clean();
 }
 

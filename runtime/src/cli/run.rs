@@ -136,8 +136,9 @@ pub struct RunArguments {
     /// system alone [default: vmlinux of the guest directory, or the small kernel there, if there is one and no --initrd]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
-    /// Initial file system of the guest, which holds the agent [default: initramfs.cpio of the guest directory, or with
-    /// the small kernel: its own]
+    /// Initial file system of the guest, which holds the agent: a cpio archive, plain or compressed as its kernel can
+    /// unpack (the small kernel: gzip and zstd; Debian's: also xz, lzma, bzip2, lz4 and lzo) [default: initramfs.cpio of the
+    /// guest directory, or with the small kernel: its own]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub initrd: Option<PathBuf>,
     /// How long the guest may take to start, in seconds; with --gdb, as long as it likes [default: 60, unless the configuration says otherwise]
