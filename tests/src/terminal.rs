@@ -112,6 +112,23 @@ impl Terminal {
         modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
     }
 
+    /// Waits until it [does](Self::is_cooked) what terminals do, or no longer does.
+    ///
+    /// # Panics
+    ///
+    /// Panics where it does not come to that.
+    #[track_caller]
+    pub fn await_cooked(&self, cooked: bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_cooked() != cooked {
+            assert!(
+                Instant::now() < deadline,
+                "the terminal is as it should not be"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(crate) fn far_end(&self) -> OwnedFd {
         self.far
             .as_fd()

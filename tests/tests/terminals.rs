@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Terminals: of a container, and of a command that is executed in one.
 
-use coracle_tests::{Host, Image, Terminal};
+use std::thread;
+use std::time::Duration;
+
+use coracle_tests::tools::kill;
+use coracle_tests::{Host, Image, Running, Terminal};
 use rstest::rstest;
 
 #[rstest]
@@ -52,9 +56,26 @@ fn interrupt_key_is_the_containers() {
     host.assert_clean();
 }
 
+/// Asks for the end of a run whose guest has stopped to answer, until it ends.
+fn insist(host: &Host, run: &Running) {
+    // SAFETY: the process is one of this host's.
+    unsafe { libc::kill(host.process_of("role:vmm"), libc::SIGSTOP) };
+    run.signal(libc::SIGTERM);
+    // For so long an agent is only slow.
+    thread::sleep(Duration::from_millis(2200));
+    run.signal(libc::SIGTERM);
+    thread::sleep(Duration::from_millis(200));
+    run.signal(libc::SIGTERM);
+}
+
 #[rstest]
-#[case::killed(libc::SIGKILL, 137)]
-fn terminal_of_a_run_that_is_killed_is_given_back(#[case] signal: i32, #[case] status: i32) {
+#[case::killed(|_: &Host, run: &Running| run.signal(libc::SIGKILL), 137)]
+#[case::without_a_machine(|host: &Host, _: &Running| kill(host.process_of("role:vmm")), 125)]
+#[case::ended_by_the_third_signal(insist, 137)]
+fn terminal_of_a_run_is_given_back_however_it_ends(
+    #[case] end: fn(&Host, &Running),
+    #[case] status: i32,
+) {
     let host = Host::with_shared_images();
     let terminal = Terminal::default();
     let run = host
@@ -63,8 +84,9 @@ fn terminal_of_a_run_that_is_killed_is_given_back(#[case] signal: i32, #[case] s
         .shell("echo ready; sleep 1000")
         .start();
     terminal.await_text("ready");
+    assert!(!terminal.is_cooked());
 
-    run.signal(signal);
+    end(&host, &run);
 
     run.finish().expect(status);
     host.assert_clean();
@@ -85,6 +107,43 @@ fn terminal_that_is_gone_is_told_to_the_container() {
     terminal.hang_up();
 
     run.finish().expect(7);
+    host.assert_clean();
+}
+
+#[test]
+fn terminal_of_who_visits_a_container_is_given_back_and_may_be_gone() {
+    let host = Host::with_shared_images();
+    host.container(Image::BUSYBOX)
+        .detached()
+        .option("--name", "c")
+        .command(["sleep", "1000"])
+        .expect(0);
+    let script = "trap 'exit 7' HUP; echo ready; while :; do sleep 0.1; done";
+    let exec = ["exec", "-it", "c", "sh", "-c", script];
+    let console = ["console", "c"];
+
+    for words in [&exec[..], &console] {
+        let terminal = Terminal::default();
+        let run = host.start_on_terminal(words, &terminal);
+        terminal.await_cooked(false);
+        run.signal(libc::SIGKILL);
+        run.finish().expect(137);
+        terminal.await_cooked(true);
+    }
+    let terminals = [Terminal::default(), Terminal::default()];
+    let [executed, watched] = [(&exec[..], &terminals[0]), (&console, &terminals[1])]
+        .map(|(words, terminal)| host.start_on_terminal(words, terminal));
+    terminals[0].await_text("ready");
+    terminals[1].await_cooked(false);
+    for terminal in terminals {
+        terminal.hang_up();
+    }
+    // Only who has a process in the container has something to tell it.
+    executed.finish().expect(7);
+    watched.finish().expect(128 + libc::SIGHUP);
+
+    host.run(&["exec", "c", "true"]).expect(0);
+    host.run(&["rm", "-f", "c"]).expect(0);
     host.assert_clean();
 }
 
