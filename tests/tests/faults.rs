@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle_tests::tools::kill;
+use coracle_tests::tools::{self, kill};
 use coracle_tests::{Host, Image, Running, guests};
 use rstest::rstest;
 
@@ -232,6 +233,71 @@ fn end_of_the_guest_is_reported(#[case] kernel: &[u8], #[case] says: &str) {
 
     run.says_once(&[says]);
     host.assert_clean();
+}
+
+/// A first process that has Linux reset the machine as its ACPI tables say.
+const RESETTING_INIT: &str = "#!/bin/busybox sh
+/bin/busybox mkdir -p /sys
+/bin/busybox mount -t sysfs sys /sys
+echo acpi > /sys/kernel/reboot/type
+/bin/busybox reboot -f
+";
+
+/// The port of these tables: the keyboard controller, which Linux falls back to, has another.
+const RESET_PORT: &str = "0x602";
+
+#[test]
+fn guest_may_reset_as_its_acpi_tables_say() {
+    let host = Host::with_shared_images();
+    let initrd = guests::initramfs_with(RESETTING_INIT.as_bytes(), &[]);
+    let trace = Trace::of_writes_to(RESET_PORT, &host);
+
+    let run = host
+        .container(Image::BUSYBOX)
+        .initrd(&host.file("resetting.cpio", initrd))
+        .expect(125);
+
+    run.says("the guest reset itself");
+    let traced = trace.text();
+    assert!(traced.contains("pio_write at 0x602 size 1"), "{traced}");
+    drop(trace);
+    host.assert_clean();
+}
+
+/// What KVM tells of what guests write to a port.
+struct Trace {
+    file_system: PathBuf,
+    instance: PathBuf,
+}
+
+impl Trace {
+    fn of_writes_to(port: &str, host: &Host) -> Self {
+        let file_system = host.folder("tracing");
+        let path = file_system.display().to_string();
+        tools::run("mount", &["-t", "tracefs", "tracing", &path]);
+        let name = format!("instances/coracle-test-{}", std::process::id());
+        let instance = file_system.join(name);
+        fs::create_dir(&instance).unwrap();
+        let events = instance.join("events/kvm/kvm_pio");
+        fs::write(events.join("filter"), format!("port == {port}")).unwrap();
+        fs::write(events.join("enable"), "1").unwrap();
+        Self {
+            file_system,
+            instance,
+        }
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.instance.join("trace")).unwrap()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // What fails here is left to be seen in the list of mounts.
+        let _ = fs::remove_dir(&self.instance);
+        let _ = rustix::mount::unmount(&self.file_system, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 #[test]
