@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A host of a test's own: directories for `coracle`, and what a run may not leave in them.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs;
@@ -237,6 +238,31 @@ impl Host {
         }
     }
 
+    /// Is turned off without a word to anybody: all processes end at once, so that none clears up after another, and what
+    /// is only kept while a host runs is gone.
+    pub fn crash(&self) {
+        let mut stopped = BTreeSet::new();
+        while let Some(process) = self
+            .cgroup
+            .processes()
+            .into_iter()
+            .find(|process| !stopped.contains(process))
+        {
+            signal(process, libc::SIGSTOP);
+            stopped.insert(process);
+        }
+        for process in stopped {
+            signal(process, libc::SIGKILL);
+        }
+        let deadline = Instant::now() + VANISHING;
+        while !self.cgroup.processes().is_empty() {
+            assert!(Instant::now() < deadline, "a killed process ends");
+            thread::sleep(Duration::from_millis(20));
+        }
+        fs::remove_dir_all(self.directory.path().join("state"))
+            .expect("there is a state directory");
+    }
+
     /// Waits until nothing of any run is left: no process, mount, or file.
     ///
     /// # Panics
@@ -278,6 +304,12 @@ impl Host {
             .chain(partial.into_iter().flatten())
             .collect()
     }
+}
+
+/// Sends a signal to a process of a host's group, which may have ended meanwhile.
+fn signal(process: i32, signal: i32) {
+    // SAFETY: sends a signal, to a process that was just seen in the group.
+    unsafe { libc::kill(process, signal) };
 }
 
 fn entries(directory: &Path) -> Vec<String> {

@@ -632,3 +632,112 @@ fn killed_run_gives_back_what_cni_plugins_gave_it() {
     world.coracle(&host, &["rm", "web"]).expect(0);
     host.assert_clean();
 }
+
+#[test]
+fn truth_is_told_after_a_restart_of_the_host_and_all_is_as_usable_as_before() {
+    let host = Host::new();
+    let boot = || {
+        let world = World::new();
+        world.on_the_host("echo 0 >/proc/sys/net/ipv4/ip_forward");
+        world
+    };
+    let world = boot();
+    let config = cni_network(&host);
+    let leases = || {
+        let given = std::fs::read_dir(host.files().join("ipam/mine")).unwrap();
+        let names = given.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("198.51.100.")).count()
+    };
+    let image = Image::BUSYBOX.to_string();
+    host.run(&["load", &image, "busybox"]).expect(0);
+    host.container("busybox")
+        .kept()
+        .option("--name", "done")
+        .shell("exit 3")
+        .expect(3);
+    await_written_out(&host);
+    host.container("busybox")
+        .under(["ip", "netns", "exec", &world.host])
+        .variable("CORACLE_CONFIG", &config)
+        .detached()
+        .option("--name", "web")
+        .network("host-nat")
+        .network("mine")
+        .option("--publish", "8080:80")
+        .shell("echo written >/file; echo said; sleep 1000")
+        .expect(0);
+    let mut logs = host.start(host.coracle(&["logs", "-f", "web"]));
+    assert_eq!((logs.line().as_str(), leases()), ("said", 1));
+    logs.signal(libc::SIGKILL);
+    logs.finish().expect(137);
+
+    host.crash();
+    drop(world);
+    let world = boot();
+    let id = host.file("boot_id", "d1f0c5d6-0000-4000-8000-000000000000\n");
+    let in_another_boot = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id && exec \"$@\"",
+        id.display()
+    );
+    let under = [
+        "ip",
+        "netns",
+        "exec",
+        &world.host,
+        "sh",
+        "-c",
+        &in_another_boot,
+        "sh",
+    ];
+    let config = config.display().to_string();
+    let coracle = |words: &[&str]| host.run_under(under, &[&["--config", &config], words].concat());
+
+    let list = coracle(&["ps", "-a"]).expect(0).text();
+    let line = |name: &str| list.lines().find(|line| line.contains(name)).unwrap();
+    assert!(line("done").contains("exited (3)"), "{list}");
+    let lost = line("web");
+    assert!(lost.contains("lost") && !lost.contains("8080"), "{list}");
+    assert_eq!(coracle(&["ps", "-q"]).expect(0).text(), "");
+    assert_eq!(coracle(&["logs", "web"]).expect(0).text(), "said");
+    let copy = host.files().join("copy");
+    coracle(&["cp", "web:/file", copy.to_str().unwrap()]).expect(0);
+    assert_eq!(std::fs::read_to_string(copy).unwrap(), "written\n");
+    coracle(&["exec", "web", "true"])
+        .expect(125)
+        .says_once(&["is not running"]);
+    coracle(&["rmi", "busybox"]).expect(125).says_once(&["web"]);
+    let removed = coracle(&["rm", "web", "done"]).expect(0);
+    assert_eq!((removed.stderr.as_str(), leases()), ("", 0));
+
+    let run = host
+        .container("busybox")
+        .under(under)
+        .detached()
+        .option("--name", "web")
+        .network("host-nat")
+        .option("--publish", "8080:80")
+        .shell("while :; do echo inside | nc -l -p 80; done")
+        .expect(0);
+    assert_eq!(run.stderr, "");
+    let outside = "until timeout 2 nc 192.0.2.2 8080 </dev/null | grep inside; do sleep 0.2; done";
+    assert_eq!(world.outside(outside), "inside");
+    coracle(&["rm", "-f", "web"]).expect(0);
+    coracle(&["rmi", "busybox"]).expect(0);
+
+    assert_eq!(coracle(&["images", "-q"]).expect(0).text(), "");
+    host.assert_clean();
+    assert_eq!(world.links(), ["lo", "up0"]);
+    assert_eq!(world.on_the_host("nft list ruleset"), "");
+    assert_eq!(world.on_the_host("cat /proc/sys/net/ipv4/ip_forward"), "0");
+}
+
+/// Waits until the unpacked image is on the disk, as it is some time after a run.
+fn await_written_out(host: &Host) {
+    let trees = host.images().join("trees/sha256");
+    let tree = std::fs::read_dir(trees).unwrap().next().unwrap().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !tree.path().join("durable").exists() {
+        assert!(Instant::now() < deadline, "an image is written out");
+        sleep(Duration::from_millis(50));
+    }
+}
