@@ -147,7 +147,22 @@ pub struct InspectArguments {
 /// Write the memory and registers of a container's guest to a file that gdb and crash read.
 ///
 /// The guest stands still meanwhile. Ctrl-C gives the dump up: the guest goes on, and no file is left.
+///
+/// Both read it beside the guest's kernel with its symbols, which has to be of the very same build. The small kernel's is
+/// target/kernel/vmlinux.debug, where `make kernel` was run; neither `make install` nor the package takes it along. Debian's
+/// is /usr/lib/debug/boot/vmlinux-RELEASE, of the package linux-image-RELEASE-dbg; RELEASE is what `uname -r` says in the
+/// container.
+///
+/// Of Linux 6.1, the crash of Debian 12, 8.0.2, shows no stacks by `bt` and no processes by `ps`: it takes 8.0.4 for that.
+/// `list task_struct.tasks -s task_struct.comm -h init_task` lists them; `sys`, `log`, `struct`, `rd`, `dis` and `kmem -i`
+/// work. In gdb each processor is a thread; what the kernel maps beside its image and its linear map of all memory, such as
+/// most stacks, is not found there.
 #[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  coracle dump web web.core
+  crash target/kernel/vmlinux.debug web.core
+  gdb -ex 'thread apply all bt' target/kernel/vmlinux.debug web.core
+  gdb /usr/lib/debug/boot/vmlinux-$(coracle exec web uname -r) web.core")]
 pub struct DumpArguments {
     /// The container: its name, its id or the beginning of that
     pub container: String,

@@ -23,6 +23,9 @@ use crate::container::Name;
 /// Signals go to the container, those excepted that coracle was started to ignore (nohup). Its first process is PID 1:
 /// the kernel drops those that it has no handler for, such as Ctrl-C of `sleep`, and `coracle stop` from another
 /// terminal ends it. While the container starts they end the run.
+///
+/// A guest that does not start is given up after --boot-timeout. Nothing watches for one that hangs later: the third Ctrl-C,
+/// `coracle stop` or `coracle kill` ends its machine.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       coracle run [OPTIONS] --rootfs DIR [COMMAND]...",
