@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::Test;
 use crate::host::{Host, image, image_of, layer};
@@ -44,6 +45,10 @@ pub const TESTS: &[Test] = &[
     (
         "nobody_can_be_asked_without_a_terminal",
         nobody_can_be_asked_without_a_terminal,
+    ),
+    (
+        "terminal_of_a_pull_that_is_killed_is_given_back",
+        terminal_of_a_pull_that_is_killed_is_given_back,
     ),
     (
         "interrupted_pull_leaves_nothing_half",
@@ -209,6 +214,34 @@ fn password_is_asked_for_and_not_shown() {
     assert_eq!(stdout, printed);
     assert!(asked.ends_with("Password of user: "), "{asked}");
     assert!(!rest.contains("hunter2"), "{rest}");
+}
+
+fn terminal_of_a_pull_that_is_killed_is_given_back() {
+    let host = Host::new();
+    let (mut ours, theirs) = terminal();
+    // Nobody is asked for the image before the user was for the password.
+    let mut child = host
+        .command(&["pull", "-u", "user", "localhost:1/test"])
+        .stdin(theirs.try_clone().unwrap())
+        .stderr(theirs.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let shows_typing = || {
+        let modes = tcgetattr(&theirs).unwrap().local_modes;
+        modes.contains(LocalModes::ECHO)
+    };
+    read_until(&mut ours, "Password of user: ");
+    let before = shows_typing();
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !shows_typing() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!((before, shows_typing()), (false, true));
 }
 
 fn wrong_password_is_said() {
