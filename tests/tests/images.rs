@@ -188,6 +188,7 @@ fn container_sees_what_the_layers_say() {
     let disk = Disk::new(&host);
     let script = "cd /cases; ls | wc -l; ls opaque directory turns; cat two outward
         stat -c '%h' one two; test one -ef two && echo same
+        echo more >>one; chmod 600 one; cat two; stat -c '%h %a' one two
         stat -c '%n %F %a %u:%g' user sticky dated pipe null disk
         stat -c '%n %t:%T' null disk; stat -c '%Y' dated
         echo swallowed >null; { echo through >pipe & }; cat pipe
@@ -216,6 +217,9 @@ linkedsecond layer
 2
 2
 same
+linkedmore
+2 600
+2 600
 user regular empty file 4755 1000:1000
 sticky directory 1777 0:0
 dated regular empty file 644 0:0

@@ -70,6 +70,12 @@ pub fn overlay(
         .with_context(what)?;
         layers.push(file);
     }
+    // What has several names below has them above: without this, one of them alone is given what is written, and to the
+    // guest, which goes by the inode, it may be another than the one that was meant. A layer that was written before
+    // may have been so on another tree, and would be refused.
+    if is_empty(upper).with_context(what)? {
+        fsconfig_set_string(overlay.as_fd(), "index", "on").with_context(what)?;
+    }
     // The root of the whole is the writable layer's: it has to look like the one below.
     let below =
         fs::metadata(lower).with_context(|| format!("cannot look at {}", lower.display()))?;
@@ -79,6 +85,10 @@ pub fn overlay(
         fsconfig_set_flag(overlay.as_fd(), "volatile").with_context(what)?;
     }
     mount(overlay, false, target).with_context(what)
+}
+
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(directory)?.next().is_none())
 }
 
 /// Mounts `lower` at `target` under what is written in `upper`, all of it read-only.
@@ -215,5 +225,30 @@ mod tests {
         let place = directory.path().join("target").display().to_string();
         let ours = mounts.lines().find(|line| line.contains(&place)).unwrap();
         assert_eq!(ours.contains("volatile"), volatile, "{ours}");
+    }
+
+    #[test]
+    fn what_is_written_by_one_name_of_a_file_is_there_by_the_other() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let places = ["lower", "upper", "work", "target"].map(|name| directory.path().join(name));
+        places
+            .iter()
+            .for_each(|place| fs::create_dir(place).unwrap());
+        let [lower, upper, work, target] = places;
+        fs::write(lower.join("one"), "before").unwrap();
+        fs::hard_link(lower.join("one"), lower.join("two")).unwrap();
+        // The name space is the thread's alone.
+        let change = move || {
+            enter_namespace().unwrap();
+            overlay(&lower, &upper, &work, &target, Written::Stays).unwrap();
+            fs::write(target.join("one"), "after").unwrap();
+            let [one, two] = ["one", "two"].map(|name| target.join(name));
+            let names = fs::metadata(one).unwrap().nlink();
+            (fs::read_to_string(two).unwrap(), names)
+        };
+
+        let found = thread::spawn(change).join().unwrap();
+
+        assert_eq!(found, ("after".to_owned(), 2));
     }
 }
