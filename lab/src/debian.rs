@@ -20,7 +20,7 @@ const SUITE: &str = "bookworm";
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What tests want in the lab, beside Debian's essential packages.
-const PACKAGES: [&str; 28] = [
+const PACKAGES: [&str; 29] = [
     "acl",
     "attr",
     "busybox-static",
@@ -30,6 +30,7 @@ const PACKAGES: [&str; 28] = [
     "crash",
     "crun",
     "curl",
+    "dpdk-dev",
     "e2fsprogs",
     "file",
     "gdb-minimal",

@@ -115,3 +115,75 @@ fn device_of_a_storage_daemon_is_the_containers() {
     assert_eq!(run.text(), "raw");
     host.assert_clean();
 }
+
+/// DPDK's test program as a switch between a machine and a tap of the host, which it makes.
+struct Switch(Child);
+
+impl Switch {
+    fn connect(socket: &Path, tap: &str, directory: &Path) -> Self {
+        let mut command = Command::new("dpdk-testpmd");
+        command
+            .args(["--no-huge", "-m", "128", "--no-pci", "--no-shconf"])
+            .args(["--file-prefix=coracle-test", "--lcores", "0@0,1@0"])
+            .arg("--vdev")
+            .arg(format!("net_vhost0,iface={},queues=1", socket.display()))
+            .arg("--vdev")
+            .arg(format!("net_tap0,iface={tap}"))
+            .args(["--", "--forward-mode=io", "--auto-start", "--no-mlockall"])
+            .arg("--total-num-mbufs=4096")
+            .env("RUNTIME_DIRECTORY", directory);
+        let process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let switch = Self(process);
+        let begun = Instant::now();
+        while !(socket.exists() && Path::new("/sys/class/net").join(tap).exists()) {
+            assert!(begun.elapsed() < PATIENCE, "the switch does not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        switch
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn interface_of_a_switch_in_user_space_has_its_address() {
+    let host = Host::with_shared_images();
+    let socket = host.files().join("net.sock");
+    let switch = Switch::connect(&socket, "coracle-test0", &host.files());
+    for words in [
+        &["link", "set", "coracle-test0", "up"][..],
+        &["address", "add", "10.99.0.1/24", "dev", "coracle-test0"],
+    ] {
+        assert!(Command::new("ip").args(words).status().unwrap().success());
+    }
+
+    let run = host
+        .container(Image::BUSYBOX)
+        .option("--network", "none")
+        .option(
+            "--vhost-user-net",
+            format!(
+                "{},ip=10.99.0.2/24,gateway=10.99.0.1,mac=02:00:00:00:00:07",
+                socket.display()
+            ),
+        )
+        .shell("cat /sys/class/net/eth0/address; ip route | head -n 1; ping -c 1 -W 20 10.99.0.1 | grep -c 'bytes from'")
+        .expect(0);
+
+    assert_eq!(
+        run.text(),
+        "02:00:00:00:00:07\ndefault via 10.99.0.1 dev eth0 \n1"
+    );
+    drop(switch);
+    host.assert_clean();
+}
