@@ -271,6 +271,13 @@ bench-release: kernel images
 		--timeout 1800 --host-program -- $(TARGET)/release/bench instructions || failed=1; \
 	$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
 		--timeout 1800 --host-program -- $(TARGET)/release/bench runtimes || failed=1; \
+	$(LAB) bench $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--timeout 1800 --host-program -- $(TARGET)/release/bench processors || failed=1; \
+	echo "Seconds (lab):"; \
+	$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
+		--host-program -- $(TARGET)/release/bench seconds || failed=1; \
+	echo "Unpacking, beside umoci (this machine):"; \
+	cargo bench -q -p coracle-oci --bench unpack -- $(IMAGES)/debian || failed=1; \
 	echo "Memory (lab):"; \
 	$(LAB) run $(IN_LAB) --payload $(TARGET)/release/floor --env CORACLE_FLOOR=/payload/floor \
 		--memory 6144 --host-program -- $(TARGET)/release/bench memory || failed=1; \

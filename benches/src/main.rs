@@ -7,6 +7,7 @@
 
 mod beside;
 mod count;
+mod machine;
 mod memory;
 mod report;
 mod start;
@@ -49,6 +50,10 @@ enum Part {
     Instructions,
     /// Millions of instructions (deterministic lab): a container's start and streams beside `runc run` and `crun run`
     Runtimes,
+    /// Millions of instructions (deterministic lab): a container's start with 1, 8, 16 and 32 vCPUs
+    Processors,
+    /// Seconds (fast lab): a container's start with both kernels
+    Seconds,
     /// Milliseconds from exec to a tiny guest's first exit, on this machine's own KVM
     Milliseconds,
     /// Host memory beyond guest memory: the only machine, and each further one
@@ -82,6 +87,8 @@ fn measure(cli: &Cli) -> Result<Vec<Row>> {
     match cli.part {
         Part::Instructions => start::instructions(cli),
         Part::Runtimes => beside::runtimes(cli),
+        Part::Processors => machine::processors(cli),
+        Part::Seconds => machine::seconds(cli),
         Part::Milliseconds => start::milliseconds(cli),
         Part::Memory => memory::beyond_the_guest(cli),
     }

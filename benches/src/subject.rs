@@ -182,7 +182,8 @@ impl Runs {
         self.with(&["-i"], words)
     }
 
-    fn with(&self, options: &[&str], words: &[&str]) -> Command {
+    /// The same with options of `coracle run`.
+    pub fn with(&self, options: &[&str], words: &[&str]) -> Command {
         let mut command = Command::new(&self.coracle);
         command
             .arg("--root")

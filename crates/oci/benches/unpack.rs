@@ -18,6 +18,10 @@ use coracle_oci::store::Store;
 use coracle_oci::unpack::unpack;
 use serde_json::{Value, json};
 
+/// The time that an image of one layer takes beside `umoci unpack`, at most.
+const ONE_LAYER: f64 = 1.2;
+/// That of one with several, on two processors or more.
+const SEVERAL_LAYERS: f64 = 1.0;
 /// Rounds, of which the fastest counts.
 const ROUNDS: usize = 7;
 
@@ -48,10 +52,11 @@ fn compare(layout: &Path) -> Result<(), Error> {
     split_layers(layout, &zstd, 4, Compression::Zstd)?;
     println!("elapsed ms (processor ms); ratios are of elapsed time to that of `umoci unpack`");
     let mut base = f64::NAN;
-    for (name, path, can_umoci) in [
-        ("one layer", layout, true),
-        ("four layers", &several, true),
-        ("four of zstd", &zstd, false),
+    let mut missed = Vec::new();
+    for (name, path, can_umoci, bound) in [
+        ("one layer", layout, true, ONE_LAYER),
+        ("four layers", &several, true, SEVERAL_LAYERS),
+        ("four of zstd", &zstd, false, SEVERAL_LAYERS),
     ] {
         let rounds = rounds(path, place.path(), can_umoci)?;
         // It reads no zstd: its time for the same layers of gzip counts.
@@ -67,9 +72,16 @@ fn compare(layout: &Path) -> Result<(), Error> {
             let (elapsed, processor) = (cost.elapsed.as_millis(), cost.processor.as_millis());
             print!("| {what} {elapsed} ({processor}) {ratio:.2} ");
         }
-        println!();
+        println!("| at most {bound:.2}");
+        let ours = rounds[3].map_or(f64::NAN, |cost| cost.elapsed.as_secs_f64());
+        if ours / base > bound {
+            missed.push(name);
+        }
     }
-    Ok(())
+    match missed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("slower than it should be at most: {}", missed.join(", ")).into()),
+    }
 }
 
 /// What an act takes.
