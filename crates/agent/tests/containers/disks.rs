@@ -130,8 +130,8 @@ fn missing_disk_is_named(machine: &Machine) {
     assert_eq!(
         messages,
         [
-            "cannot mount ext4 of /dev/disk/by-id/virtio-none on /data: no disk has this serial number, or several have it",
-            "cannot use /dev/disk/by-id/virtio-none: no disk has this serial number, or several have it",
+            "cannot mount ext4 of /dev/disk/by-id/virtio-none on /data: no disk has this name, or several have it",
+            "cannot use /dev/disk/by-id/virtio-none: no disk has this name, or several have it",
         ]
     );
 }
