@@ -102,16 +102,23 @@ impl Name {
 
     /// The name as short as it can be written: `debian:12`.
     pub fn familiar(&self) -> String {
-        let repository = match self.registry.as_str() {
-            DEFAULT_REGISTRY => self
-                .repository
+        let Self {
+            registry,
+            repository,
+            ..
+        } = self;
+        let first = repository.split_once('/').map(|(first, _)| first);
+        // Alone, such a one would be taken for the name of another registry.
+        let is_misleading = first.is_some_and(is_meant_as_registry);
+        let short = match registry.as_str() {
+            DEFAULT_REGISTRY if !is_misleading => repository
                 .strip_prefix(DEFAULT_PREFIX)
                 .filter(|rest| !rest.contains('/'))
-                .unwrap_or(&self.repository)
+                .unwrap_or(repository)
                 .to_owned(),
-            registry => format!("{registry}/{}", self.repository),
+            registry => format!("{registry}/{repository}"),
         };
-        format!("{repository}{}", self.ending())
+        format!("{short}{}", self.ending())
     }
 
     fn ending(&self) -> String {
@@ -271,6 +278,11 @@ mod tests {
     #[case::tagged("debian:12", "docker.io/library/debian:12", "debian:12")]
     #[case::of_a_user("me/tool", "docker.io/me/tool:latest", "me/tool:latest")]
     #[case::three_words("a/b/c", "docker.io/a/b/c:latest", "a/b/c:latest")]
+    #[case::like_another_registry(
+        "docker.io/ghcr.io/a",
+        "docker.io/ghcr.io/a:latest",
+        "docker.io/ghcr.io/a:latest"
+    )]
     #[case::whole(
         "docker.io/library/debian:12",
         "docker.io/library/debian:12",
