@@ -210,17 +210,13 @@ impl Machine {
     }
 
     /// Forgets the machine: there is nothing left to remove.
-    pub(crate) fn forget(self, common: &CommonLock) -> Result<(), NetworkError> {
-        forget(&self.directory, common)
-    }
-}
-
-fn forget(directory: &Path, _common: &CommonLock) -> Result<(), NetworkError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed(directory, "remove it")(error))
+    pub(crate) fn forget(self, _common: &CommonLock) -> Result<(), NetworkError> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&self.directory, "remove it")(error))
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
     }
 }
 
@@ -255,35 +251,32 @@ pub fn remove_leftovers(id: &str, config: &NetworkConfig) -> Result<(), NetworkE
     remove(id, config, Rest::Kept)?.map_or(Ok(()), Err)
 }
 
-/// A machine's network that could not all be removed, though it was tried.
+/// Why a machine's network could not all be removed, though it was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unheard {
-    /// The machine's id.
-    pub id: String,
-    /// Why not.
+    /// What was in the way.
     pub reason: String,
     /// What lacks will not come back: it is forgotten once somebody has heard of it.
     pub is_given_up: bool,
 }
 
-/// What could not be removed of machines that are no more, and nobody has heard of yet.
+/// Why the network of a machine that is no more could not all be removed, if nobody has heard of it yet.
 ///
 /// # Errors
 ///
-/// The state directory cannot be read.
-pub fn unheard(config: &NetworkConfig) -> Result<Vec<Unheard>, NetworkError> {
-    let unheard = leftovers(config)?.into_iter().filter_map(|id| {
-        let directory = machines(config).join(&id);
-        let record = read_record(&directory).ok()?;
-        let reason = record.failed?;
-        (!directory.join(HEARD).exists()).then_some(Unheard {
-            id,
-            reason,
-            is_given_up: record.is_hopeless,
-        })
-    });
-    Ok(unheard.collect())
+/// The id is none, or what is remembered of it cannot be read.
+pub fn unheard(id: &str, config: &NetworkConfig) -> Result<Option<Unheard>, NetworkError> {
+    name::check_id(id)?;
+    let directory = machines(config).join(id);
+    if directory.join(HEARD).exists() {
+        return Ok(None);
+    }
+    let record = read_record(&directory)?;
+    Ok(record.failed.map(|reason| Unheard {
+        reason,
+        is_given_up: record.is_hopeless,
+    }))
 }
 
 /// Notes that somebody has heard what could not be removed of a machine, if that was so.
@@ -301,7 +294,12 @@ pub fn acknowledge(id: &str, config: &NetworkConfig) -> Result<(), NetworkError>
         return Ok(());
     }
     if record.is_hopeless {
-        return forget(&directory, &common);
+        return match Machine::lock(directory, id) {
+            Ok(machine) => machine.forget(&common),
+            // Somebody tries again just now, or has begun it anew.
+            Err(NetworkError::InUse { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
     }
     let path = directory.join(HEARD);
     let made = File::options()

@@ -149,8 +149,7 @@ impl Drop for RunDirectory {
             let what = format!("cannot clear up after container {}", self.id);
             log::tell_failure(&error.context(what));
         }
-        let is_own = |id: &str| id == self.id.as_str();
-        self.places.tell_unheard(is_own, self.heard);
+        self.places.tell_unheard(&self.id, self.heard);
     }
 }
 

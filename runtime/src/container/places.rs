@@ -73,38 +73,46 @@ impl Places {
         for directory in [&self.store, &self.containers, &self.state] {
             own_directory::make(directory)?;
         }
-        let told = self.sweep().unwrap_or_else(|error| {
-            format!("coracle: cannot clear up what is left of other containers: {error:#}\n")
-        });
-        log::prompt(printable(&told));
-        self.tell_unheard(|_| true, Heard::Now);
+        if let Err(error) = self.sweep() {
+            let what = "cannot clear up what is left of other containers";
+            log::tell_failure(&error.context(what));
+        }
         Ok(())
     }
 
-    /// Tells what of networks could not be removed, and nobody has heard of yet, of those containers.
-    pub(super) fn tell_unheard(&self, is_meant: impl Fn(&str) -> bool, heard: Heard) {
-        for (id, line) in self.unheard(is_meant) {
+    /// Clears up after dead runs, and tells what there is to say of that.
+    fn sweep(&self) -> Result<()> {
+        let dead = self.dead()?;
+        if !dead.is_empty() {
+            log::prompt(printable(&self.clear_beside(&dead)?));
+        }
+        for id in &dead {
+            self.tell_unheard(id, Heard::Now);
+        }
+        Ok(())
+    }
+
+    /// Tells what of a container's network could not be removed, if nobody has heard of it yet.
+    pub(super) fn tell_unheard(&self, id: &Id, heard: Heard) {
+        if let Some(line) = self.unheard(id) {
             log::tell(printable(&line));
             if heard == Heard::Now {
-                self.heard(&id);
+                self.heard(id);
             }
         }
     }
 
-    /// That, a line for each, with the container's id.
-    fn unheard(&self, is_meant: impl Fn(&str) -> bool) -> Vec<(String, String)> {
-        let unheard = unheard(&self.network).unwrap_or_default();
-        let meant = unheard.into_iter().filter(|left| is_meant(&left.id));
-        meant
-            .map(|left| {
-                let goes = match left.is_given_up {
-                    true => String::new(),
-                    false => format!("not all of its network {}: ", goes(&left.id)),
-                };
-                let what = format!("coracle: cannot clear up after container {}", left.id);
-                (left.id, format!("{what}: {goes}{}", left.reason))
-            })
-            .collect()
+    /// That, in a line.
+    fn unheard(&self, id: &Id) -> Option<String> {
+        let left = unheard(id.as_str(), &self.network).ok().flatten()?;
+        let goes = match left.is_given_up {
+            true => String::new(),
+            false => format!("not all of its network {}: ", goes(id)),
+        };
+        Some(format!(
+            "coracle: cannot clear up after container {id}: {goes}{}",
+            left.reason
+        ))
     }
 
     /// Until it is dropped, no container comes into being or is named but by whoever has it.
@@ -117,16 +125,12 @@ impl Places {
 
     /// Clears up after dead runs, and gives what there is to say of that, but for their networks. What takes longer than a
     /// moment is done by a process beside this one, which nobody waits for: it is nothing of this run's.
-    fn sweep(&self) -> Result<String> {
-        let dead = self.dead()?;
-        if dead.is_empty() {
-            return Ok(String::new());
-        }
+    fn clear_beside(&self, dead: &[Id]) -> Result<String> {
         let sweeper = Lifeline::fork(&[], |run| {
             // SAFETY: this process has one thread.
             let is_child = unsafe { libc::fork() } == 0;
             if is_child {
-                self.clear_all(&dead, run);
+                self.clear_all(dead, run);
             }
         })?;
         // It has left the work to its own child, which is nobody's to wait for.
@@ -173,15 +177,13 @@ impl Places {
         pair.clear()?;
         match network {
             Err(NetworkError::StillLeft { .. }) => Ok(()),
-            network => {
-                network.with_context(|| format!("not all of its network {}", goes(id.as_str())))
-            }
+            network => network.with_context(|| format!("not all of its network {}", goes(id))),
         }
     }
 
     /// Somebody has heard what of a container's network cannot be removed: nobody is told again.
-    fn heard(&self, id: &str) {
-        if let Err(error) = acknowledge(id, &self.network) {
+    fn heard(&self, id: &Id) {
+        if let Err(error) = acknowledge(id.as_str(), &self.network) {
             debug!("it will be told again: {error}");
         }
     }
@@ -202,13 +204,10 @@ impl Places {
             Err(NetworkError::StillLeft { source, .. }) => *source,
             Err(error) => error,
         };
-        self.heard(id.as_str());
+        self.heard(id);
         let removed = match left {
             NetworkError::PluginGone { .. } => "it is removed".to_owned(),
-            _ => format!(
-                "it is removed; not all of its network {}",
-                goes(id.as_str())
-            ),
+            _ => format!("it is removed; not all of its network {}", goes(id)),
         };
         Err(left).context(removed)
     }
@@ -256,7 +255,7 @@ pub enum Heard {
 }
 
 /// What becomes of a network that cannot be removed.
-fn goes(id: &str) -> String {
+fn goes(id: &Id) -> String {
     format!("can be removed (later runs try again; to give that up: coracle rm {id})")
 }
 
@@ -520,7 +519,7 @@ pub(super) mod tests {
             let (host, _) = host_with_plugin();
             host.run(ID);
             remember_stubborn_network(&host);
-            let unheard = || host.places.unheard(|_| true);
+            let unheard = || host.places.unheard(&id());
 
             // A killed run's janitor tries, and is heard by nobody.
             host.places.clear(&id()).unwrap();
@@ -530,16 +529,13 @@ pub(super) mod tests {
             host.places.clear(&id()).unwrap();
             let tried_again = unheard();
 
-            let [(of, line)] = &untold[..] else {
-                panic!("{untold:?}")
-            };
+            let untold = untold.unwrap();
             let expected = format!(
                 "coracle: cannot clear up after container {ID}: not all of its network can be removed \
                  (later runs try again; to give that up: coracle rm {ID}): CNI plugin \"stubborn\""
             );
-            assert!(line.starts_with(&expected), "{line}");
-            assert_eq!(of, ID);
-            assert!(told.is_empty() && tried_again.is_empty());
+            assert!(untold.starts_with(&expected), "{untold}");
+            assert_eq!((told, tried_again), (None, None));
         });
     }
 
@@ -551,11 +547,11 @@ pub(super) mod tests {
         let alive = File::create(machine.join("alive")).unwrap();
         flock(&alive, FlockOperation::LockExclusive).unwrap();
 
-        host.places.heard(ID);
+        host.places.heard(&id());
 
         flock(&alive, FlockOperation::Unlock).unwrap();
         host.places.clear(&id()).unwrap();
-        assert_eq!(host.places.unheard(|_| true).len(), 1);
+        assert!(host.places.unheard(&id()).is_some());
     }
 
     #[test]
@@ -713,14 +709,15 @@ exec ./tell"#;
         alone(
             what_a_run_cannot_remove_of_its_network_is_told_at_its_end,
             || {
-                for (heard, still_unheard) in [(Heard::Now, 0), (Heard::Later, 1)] {
+                for (heard, is_still_unheard) in [(Heard::Now, false), (Heard::Later, true)] {
                     let (host, _) = host_with_plugin();
                     let directory = RunDirectory::create(&host.places, heard).unwrap();
-                    remember_stubborn_network_of(&host, directory.id().as_str());
+                    let id = directory.id().clone();
+                    remember_stubborn_network_of(&host, id.as_str());
 
                     drop(directory);
 
-                    assert_eq!(host.places.unheard(|_| true).len(), still_unheard);
+                    assert_eq!(host.places.unheard(&id).is_some(), is_still_unheard);
                 }
             },
         );
