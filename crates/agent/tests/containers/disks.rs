@@ -5,7 +5,7 @@ use coracle_agent_api::ErrorKind;
 use serde_json::{Value, json};
 
 use crate::bundle::{Bundle, Outcome};
-use crate::machine::Machine;
+use crate::machine::{Disk, Disks, Machine};
 
 pub const ALL: &[(&str, crate::Case)] = cases![
     file_system_of_a_disk_is_mounted,
@@ -18,8 +18,16 @@ pub const ALL: &[(&str, crate::Case)] = cases![
     missing_disk_is_named,
 ];
 
+fn disks(machine: &Machine) -> &Disks {
+    machine.disks.as_ref().unwrap()
+}
+
 fn run(machine: &Machine, script: &str, kind: &str, options: Value) -> Outcome {
-    let source = &machine.disk.as_ref().unwrap().link;
+    run_with(&disks(machine).writable, machine, script, kind, options)
+}
+
+fn run_with(disk: &Disk, machine: &Machine, script: &str, kind: &str, options: Value) -> Outcome {
+    let source = &disk.link;
     Bundle::new(machine, script)
         .with_mount(json!({"destination": "/data", "type": kind, "source": source, "options": options}))
         .with("/process/capabilities", json!({"bounding": ["CAP_MKNOD"], "permitted": ["CAP_MKNOD"], "effective": ["CAP_MKNOD"]}))
@@ -41,7 +49,9 @@ fn file_system_of_a_disk_is_mounted(machine: &Machine) {
 }
 
 fn read_only_file_system_of_a_disk_cannot_be_written(machine: &Machine) {
-    let outcome = run(machine, "touch /data/x", "ext4", json!(["ro"]));
+    let disk = &disks(machine).read_only;
+
+    let outcome = run_with(disk, machine, "touch /data/x", "ext4", json!(["ro"]));
 
     assert!(
         outcome.stderr.contains("Read-only file system"),
@@ -50,7 +60,7 @@ fn read_only_file_system_of_a_disk_cannot_be_written(machine: &Machine) {
 }
 
 fn device_of_a_mounted_disk_stays_out_of_reach(machine: &Machine) {
-    let number = rustix::fs::stat(&machine.disk.as_ref().unwrap().link)
+    let number = rustix::fs::stat(&disks(machine).writable.link)
         .unwrap()
         .st_rdev;
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
@@ -91,7 +101,7 @@ fn disk_that_is_given_read_only_cannot_be_written(machine: &Machine) {
 }
 
 fn file_system_that_the_disk_does_not_hold_is_refused(machine: &Machine) {
-    let source = &machine.disk.as_ref().unwrap().link;
+    let source = &disks(machine).writable.link;
     let bundle = Bundle::new(machine, "true")
         .with_mount(json!({"destination": "/data", "type": "squashfs", "source": source}));
 
@@ -103,7 +113,7 @@ fn file_system_that_the_disk_does_not_hold_is_refused(machine: &Machine) {
 }
 
 fn each_file_system_that_is_tried_says_why_not(machine: &Machine) {
-    let source = &machine.disk.as_ref().unwrap().link;
+    let source = &disks(machine).writable.link;
     // An option that no file system has.
     let bundle = Bundle::new(machine, "true").with_mount(
         json!({"destination": "/data", "type": "auto", "source": source, "options": ["no_such_option"]}),

@@ -21,8 +21,8 @@ pub struct Machine {
     pub reaper: Arc<Reaper>,
     pub hierarchy: Hierarchy,
     pub busybox: &'static Path,
-    /// A disk with an ext4 file system and this name, or what is missing for one.
-    pub disk: Result<Disk, String>,
+    /// Disks with an ext4 file system, or what is missing for them.
+    pub disks: Result<Disks, String>,
     cgroup: PathBuf,
     mount_point: PathBuf,
 }
@@ -44,7 +44,7 @@ impl Machine {
             .and_then(|()| Hierarchy::set_up(&cgroup))
             .map_err(|error| format!("there is no cgroup v2: {error}"))?;
         // Before the reaper takes what is not its own.
-        let disk = Disk::prepare();
+        let disks = Disks::prepare();
         let reaper = Arc::new(Reaper::default());
         let running = Arc::clone(&reaper);
         thread::spawn(move || running.run());
@@ -52,7 +52,7 @@ impl Machine {
             reaper,
             hierarchy,
             busybox,
-            disk,
+            disks,
             cgroup,
             mount_point,
         })
@@ -76,8 +76,8 @@ impl Machine {
                 self.remove_when_empty(&id);
             }
         }
-        if let Ok(disk) = &self.disk {
-            disk.leave();
+        if let Ok(disks) = &self.disks {
+            disks.leave();
         }
         fs::remove_dir(self.cgroup.join("containers")).unwrap();
         fs::remove_dir(&self.cgroup).unwrap();
@@ -95,6 +95,39 @@ impl Machine {
     }
 }
 
+/// Disks by their use: a file system is not mounted for writing while it is mounted for reading only, and cases run
+/// beside each other.
+#[derive(Clone)]
+pub struct Disks {
+    pub writable: Disk,
+    pub read_only: Disk,
+}
+
+impl Disks {
+    /// Makes them, in a `/dev/disk` that only this process sees.
+    fn prepare() -> Result<Self, String> {
+        let make_directory = || {
+            fs::create_dir_all("/dev/disk")?;
+            rustix::mount::mount("tmpfs", "/dev/disk", "tmpfs", MountFlags::empty(), None)?;
+            fs::create_dir("/dev/disk/by-id")
+        };
+        make_directory().map_err(|error| error.to_string())?;
+        Ok(Self {
+            writable: Disk::prepare("data")?,
+            read_only: Disk::prepare("read-only")?,
+        })
+    }
+
+    fn leave(&self) {
+        rustix::mount::unmount("/dev/disk", UnmountFlags::DETACH).unwrap();
+        // The directory stays: with it, what another run of these tests has mounted there in its own namespace would go.
+        for disk in [&self.writable, &self.read_only] {
+            // Waiting for it is the reaper's.
+            let _ = Command::new("losetup").args(["-d", &disk.device]).spawn();
+        }
+    }
+}
+
 /// A loop device in the place of a disk of the host's.
 #[derive(Clone)]
 pub struct Disk {
@@ -104,8 +137,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes one, in a `/dev/disk` that only this process sees.
-    fn prepare() -> Result<Self, String> {
+    fn prepare(name: &str) -> Result<Self, String> {
         let run = |command: &str| -> Result<String, String> {
             let mut words = command.split(' ');
             let output = Command::new(words.next().unwrap())
@@ -127,23 +159,9 @@ impl Disk {
         // The device keeps it.
         let _ = fs::remove_file(&image);
         let device = device?.trim_end().to_owned();
-        let make_link = || -> std::io::Result<PathBuf> {
-            fs::create_dir_all("/dev/disk")?;
-            rustix::mount::mount("tmpfs", "/dev/disk", "tmpfs", MountFlags::empty(), None)?;
-            fs::create_dir("/dev/disk/by-id")?;
-            let link = PathBuf::from("/dev/disk/by-id/virtio-data");
-            std::os::unix::fs::symlink(&device, &link)?;
-            Ok(link)
-        };
-        let link = make_link().map_err(|error| error.to_string())?;
+        let link = PathBuf::from(format!("/dev/disk/by-id/virtio-{name}"));
+        std::os::unix::fs::symlink(&device, &link).map_err(|error| error.to_string())?;
         Ok(Self { link, device })
-    }
-
-    fn leave(&self) {
-        rustix::mount::unmount("/dev/disk", UnmountFlags::DETACH).unwrap();
-        // The directory stays: with it, what another run of these tests has mounted there in its own namespace would go.
-        // Waiting for it is the reaper's.
-        let _ = Command::new("losetup").args(["-d", &self.device]).spawn();
     }
 }
 

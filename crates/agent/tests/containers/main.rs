@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let disk_lack = machine
         .as_ref()
         .ok()
-        .and_then(|machine| machine.disk.as_ref().err());
+        .and_then(|machine| machine.disks.as_ref().err());
     if let Some(lack) = disk_lack {
         eprintln!("containers: cases of disks ignored, since {lack}");
     }
