@@ -57,11 +57,12 @@ pub fn table(rows: &[Row]) -> String {
             Some(bound) => (format!("{bound:.2} {unit}"), verdict),
             None => ("–".into(), ""),
         };
+        let figure = match figure.is_nan() {
+            true => "not to be had".into(),
+            false => format!("{figure:.2} {unit}"),
+        };
         // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "| {name} | {figure:.2} {unit} | {bound} | {verdict} |"
-        );
+        let _ = writeln!(text, "| {name} | {figure} | {bound} | {verdict} |");
     }
     text
 }
@@ -79,6 +80,16 @@ mod tests {
     #[test]
     fn median_is_the_middle_one() {
         assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+    }
+
+    #[test]
+    fn figure_that_is_not_to_be_had_meets_no_bound() {
+        let table = table(&[Row::ratio("a", f64::NAN, 1.0)]);
+
+        assert!(
+            table.ends_with("| a | not to be had | 1.00 x | NOT MET |\n"),
+            "{table}"
+        );
     }
 
     #[test]

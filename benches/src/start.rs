@@ -37,13 +37,13 @@ pub fn instructions(cli: &Cli) -> Result<Vec<Row>> {
         guests.floor(&cli.floor, Guest::Tiny)
     })?;
     let tiny = count("VMM role, tiny guest", &|| {
-        guests.vmm(&cli.coracle, Guest::Tiny)
+        guests.vmm(&cli.coracle, Guest::Tiny, 1)
     })?;
     let stock_floor = count("floor, stock kernel", &|| {
         guests.floor(&cli.floor, Guest::Stock)
     })?;
     let stock = count("VMM role, stock kernel", &|| {
-        guests.vmm(&cli.coracle, Guest::Stock)
+        guests.vmm(&cli.coracle, Guest::Stock, 1)
     })?;
 
     let runs = Runs::new(
@@ -101,7 +101,7 @@ pub fn milliseconds(cli: &Cli) -> Result<Vec<Row>> {
     for _ in 0..rounds {
         let floor = once(&|| guests.floor(&cli.floor, Guest::Tiny))?;
         figures.0.push(milliseconds(&floor));
-        let ours = once(&|| guests.vmm(&cli.coracle, Guest::Tiny))?;
+        let ours = once(&|| guests.vmm(&cli.coracle, Guest::Tiny, 1))?;
         figures.1.push(milliseconds(&ours));
     }
     let (floor, ours) = (median(figures.0), median(figures.1));

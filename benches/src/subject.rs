@@ -73,9 +73,9 @@ impl Guests {
         Ok((command, read))
     }
 
-    /// The VMM role, with the devices that every container's machine has but the shared directory. The network namespace
+    /// The VMM role with so many vCPUs, of which the tiny guest starts one, and with the devices that every container's machine has but the shared directory. The network namespace
     /// it enters is made before: `coracle run` makes it beside other work, for all of its processes.
-    pub fn vmm(&self, coracle: &Path, guest: Guest) -> Result<(Command, PipeReader)> {
+    pub fn vmm(&self, coracle: &Path, guest: Guest, vcpus: u8) -> Result<(Command, PipeReader)> {
         let (read, write) = pipe()?;
         let sockets = self.directory.path().join("sockets");
         fs::create_dir_all(&sockets)?;
@@ -100,7 +100,7 @@ impl Guests {
             vsock: Some(Vsock { cid: 3, uds }),
             rng: true,
             network: Some(7),
-            ..Config::new(1, MEMORY, 4)
+            ..Config::new(vcpus, MEMORY, 4)
         };
         let mut text = serde_json::to_vec(&config)?;
         text.push(b'\n');
