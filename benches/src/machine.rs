@@ -15,7 +15,7 @@ const SECONDS: f64 = 2.0;
 /// A start with 16 vCPUs beside one with one, at most.
 const PROCESSORS_RATIO: f64 = 1.15;
 /// What a further vCPU costs where there are many, beside where there are few, at most: nothing grows with the square.
-const GROWTH: f64 = 1.1;
+const GROWTH: f64 = 1.25;
 
 /// Wall-clock time to the first byte of a cached image, with both kernels.
 pub fn seconds(cli: &Cli) -> Result<Vec<Row>> {
