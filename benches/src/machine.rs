@@ -65,7 +65,7 @@ pub fn processors(cli: &Cli) -> Result<Vec<Row>> {
     let [one, eight, sixteen, all] = [ours(1)?, ours(8)?, ours(16)?, ours(32)?];
     let growth = (all - sixteen) / 16.0 / ((sixteen - one) / 15.0);
     let few = start(1)?;
-    // Emulated, a guest with many hangs more often than not; what is known already is told all the same.
+    // On one emulated processor mostly nothing comes in time; what is known already is told all the same.
     let many = start(16).unwrap_or_else(|error| {
         eprintln!("bench: 16 vCPUs: {error:#}");
         f64::NAN

@@ -73,8 +73,9 @@ impl Guests {
         Ok((command, read))
     }
 
-    /// The VMM role with so many vCPUs, of which the tiny guest starts one, and with the devices that every container's machine has but the shared directory. The network namespace
-    /// it enters is made before: `coracle run` makes it beside other work, for all of its processes.
+    /// The VMM role with so many vCPUs, of which the tiny guest starts one, and with the devices that every container's
+    /// machine has but the shared directory. The network namespace it enters is made before: `coracle run` makes it beside
+    /// other work, for all of its processes.
     pub fn vmm(&self, coracle: &Path, guest: Guest, vcpus: u8) -> Result<(Command, PipeReader)> {
         let (read, write) = pipe()?;
         let sockets = self.directory.path().join("sockets");

@@ -104,7 +104,12 @@ impl Places {
 
     /// That, in a line.
     fn unheard(&self, id: &Id) -> Option<String> {
-        let left = unheard(id.as_str(), &self.network).ok().flatten()?;
+        let left = unheard(id.as_str(), &self.network)
+            .inspect_err(|error| {
+                debug!("what is left of container {id}'s network is not known: {error}")
+            })
+            .ok()
+            .flatten()?;
         let goes = match left.is_given_up {
             true => String::new(),
             false => format!("not all of its network {}: ", goes(id)),

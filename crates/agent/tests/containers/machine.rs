@@ -112,9 +112,11 @@ impl Disks {
             fs::create_dir("/dev/disk/by-id")
         };
         make_directory().map_err(|error| error.to_string())?;
+        let writable = Disk::prepare("data")?;
+        let read_only = Disk::prepare("read-only").inspect_err(|_| writable.detach())?;
         Ok(Self {
-            writable: Disk::prepare("data")?,
-            read_only: Disk::prepare("read-only")?,
+            writable,
+            read_only,
         })
     }
 
@@ -122,8 +124,7 @@ impl Disks {
         rustix::mount::unmount("/dev/disk", UnmountFlags::DETACH).unwrap();
         // The directory stays: with it, what another run of these tests has mounted there in its own namespace would go.
         for disk in [&self.writable, &self.read_only] {
-            // Waiting for it is the reaper's.
-            let _ = Command::new("losetup").args(["-d", &disk.device]).spawn();
+            disk.detach();
         }
     }
 }
@@ -162,6 +163,11 @@ impl Disk {
         let link = PathBuf::from(format!("/dev/disk/by-id/virtio-{name}"));
         std::os::unix::fs::symlink(&device, &link).map_err(|error| error.to_string())?;
         Ok(Self { link, device })
+    }
+
+    /// Waiting for it is the reaper's.
+    fn detach(&self) {
+        let _ = Command::new("losetup").args(["-d", &self.device]).spawn();
     }
 }
 
