@@ -69,6 +69,10 @@ pub const TESTS: &[Test] = &[
         terminal_shows_how_far_several_layers_are,
     ),
     (
+        "terminal_shows_how_far_a_load_is",
+        terminal_shows_how_far_a_load_is,
+    ),
+    (
         "what_passes_is_told_and_tried_again",
         what_passes_is_told_and_tried_again,
     ),
@@ -466,6 +470,28 @@ fn terminal_shows_how_far_several_layers_are() {
         let of = |line: &&str| line.contains(" MiB, ") && line.contains(" of 3 layers, ");
         assert!(lines.iter().all(of), "{lines:?}");
     }
+    assert!(shown.ends_with("\r\x1b[K"), "{shown:?}");
+}
+
+fn terminal_shows_how_far_a_load_is() {
+    let host = Host::new();
+    let layout = host.layout("layout", &image_of("one", &vec![7; 256 << 20]));
+    let (mut ours, theirs) = terminal();
+    let mut command = host.command(&["load", &layout, "one"]);
+    let mut child = command
+        .stderr(theirs)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(command);
+
+    let shown = read_until(&mut ours, "never shown");
+
+    assert!(child.wait().unwrap().success(), "{shown}");
+    let lines: Vec<_> = shown.split("\r\x1b[Kcopying: ").skip(1).collect();
+    assert!(!lines.is_empty(), "{shown:?}");
+    let of = |line: &&str| line.contains(" of 256.0 MiB, ") && line.contains(" of 1 layers, ");
+    assert!(lines.iter().all(of), "{lines:?}");
     assert!(shown.ends_with("\r\x1b[K"), "{shown:?}");
 }
 

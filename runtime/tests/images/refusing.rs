@@ -2,13 +2,17 @@
 //! Images that cannot be used, or that this host does not want: one sentence, a status, and nothing left behind.
 
 use std::fs;
+use std::io::{self, Read};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::Test;
-use crate::host::{Host, image, layer};
+use crate::host::{Done, Host, image, layer};
 use crate::pulling::{serve, try_to_run};
 use crate::registry::image::{INDEX, MANIFEST, Repository, digest};
+use crate::registry::server::Server;
 
 pub const TESTS: &[Test] = &[
     (
@@ -22,6 +26,10 @@ pub const TESTS: &[Test] = &[
     (
         "image_of_more_entries_than_the_file_says_is_refused",
         image_of_more_entries_than_the_file_says_is_refused,
+    ),
+    (
+        "image_of_more_bytes_than_the_file_says_is_refused",
+        image_of_more_bytes_than_the_file_says_is_refused,
     ),
 ];
 
@@ -66,7 +74,13 @@ fn unusable() -> Vec<(Repository, &'static str)> {
 
 /// An image with a manifest that is not as it was.
 fn changed(change: impl FnOnce(&mut Value)) -> Repository {
-    let mut repository = image("one");
+    with_changed_manifest(image("one"), change)
+}
+
+fn with_changed_manifest(
+    mut repository: Repository,
+    change: impl FnOnce(&mut Value),
+) -> Repository {
     let manifest = &repository.content["manifests/latest"].1;
     let mut manifest: Value = serde_json::from_slice(manifest).unwrap();
     change(&mut manifest);
@@ -156,35 +170,69 @@ fn indexes_that_hold_each_other_are_refused() {
     assert_refused(&host, &loaded, one.hex());
 }
 
+/// Pulls from `server` with these settings.
+fn pull_with(host: &Host, server: &Server, settings: &str) -> Done {
+    let config = host.path("config.toml");
+    fs::write(&config, settings).unwrap();
+    let mut command = host.command(&["pull", &server.image()]);
+    Done::of(command.env("CORACLE_CONFIG", config).output().unwrap())
+}
+
+/// Fails unless `stderr` ends with why the setting `limit` does not let `server`'s image be unpacked, and nothing has
+/// come of it.
+#[track_caller]
+fn assert_limited(host: &Host, server: &Server, stderr: &str, limit: &str, says: &str) {
+    let expected = format!(
+        "coracle: cannot unpack the image {}:latest (the configuration limits it: {limit}): layer sha256:",
+        server.image()
+    );
+    let sentence = stderr.lines().last().unwrap();
+    assert_eq!(stderr.lines().count(), 3, "{stderr}");
+    assert!(sentence.starts_with(&expected), "{stderr}");
+    assert!(sentence.ends_with(says), "{stderr}");
+    let left = [host.files("tmp"), host.files("trees")].concat();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 fn image_of_more_entries_than_the_file_says_is_refused() {
     let files = ["one", "two", "three"].map(|name| (name, name.as_bytes()));
     let server = serve(Repository::with_image(&[layer(&files)]), |_| None);
     let host = Host::new();
-    let config = host.path("config.toml");
-    fs::write(&config, "[image]\nentries = 2\n").unwrap();
-    let pull = |config| {
-        let mut command = host.command(&["pull", &server.image()]);
-        command.env("CORACLE_CONFIG", config).output().unwrap()
+
+    let refused = pull_with(&host, &server, "[image]\nentries = 2\n").failed();
+
+    let says = " is refused: the image has more than 2 entries";
+    assert_limited(&host, &server, &refused, "image.entries is 2", says);
+    pull_with(&host, &server, "[image]\nentries = 3\n").ok();
+}
+
+/// A few megabytes of gzip for a file of a byte less than a GiB: with the archive's own blocks it is more.
+fn image_of_more_bytes_than_the_file_says_is_refused() {
+    const GIB: u64 = 1 << 30;
+    const PART: u64 = GIB / 64;
+    let compressed = |bytes: &mut dyn Read| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        io::copy(bytes, &mut encoder).unwrap();
+        encoder.finish().unwrap()
     };
+    let mut header = tar::Header::new_ustar();
+    header.set_path("zeros").unwrap();
+    header.set_size(GIB - 1);
+    header.set_cksum();
+    let part = compressed(&mut io::repeat(0).take(PART));
+    let mut layer = compressed(&mut &header.as_bytes()[..]);
+    for _ in 0..GIB / PART {
+        layer.extend_from_slice(&part);
+    }
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let repository = with_changed_manifest(Repository::with_image(&[layer]), |manifest| {
+        manifest["layers"][0]["mediaType"] = media_type.into();
+    });
+    let server = serve(repository, |_| None);
+    let host = Host::new();
 
-    let refused = pull(&config);
-    let left = [host.files("tmp"), host.files("trees")].concat();
-    fs::write(&config, "[image]\nentries = 3\n").unwrap();
-    let taken = pull(&config);
+    let refused = pull_with(&host, &server, "[image]\nlimit = 1\n").failed();
 
-    let stderr = String::from_utf8(refused.stderr).unwrap();
-    let expected = format!(
-        "coracle: cannot unpack the image {}:latest (the configuration limits it: image.entries is 2): layer sha256:",
-        server.image()
-    );
-    let sentence = stderr.lines().last().unwrap();
-    assert_eq!(refused.status.code(), Some(125));
-    assert_eq!(stderr.lines().count(), 3, "{stderr}");
-    assert!(sentence.starts_with(&expected), "{stderr}");
-    assert!(
-        sentence.ends_with(" is refused: the image has more than 2 entries"),
-        "{stderr}"
-    );
-    assert!(left.is_empty(), "{left:?}");
-    assert!(taken.status.success());
+    let says = " is refused: the image unpacks to more than 1073741824 bytes";
+    assert_limited(&host, &server, &refused, "image.limit is 1.0 GiB", says);
 }
