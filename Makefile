@@ -136,12 +136,14 @@ test-packaging: man ## Check man pages, completions and the installation
 	@packaging/test-install.sh
 
 # The crates that are published, as they would be. Where a package is built, the others are its dependencies: they come
-# from a registry that is a directory, of which cargo keeps what it once unpacked, whatever there is now.
+# from a registry, of which cargo keeps what it once unpacked and built, whatever there is now.
 PUBLISHED := --workspace $(addprefix --exclude coracle-,benches lab packaging tests)
 
 .PHONY: package
 package: deps ## Make the crates' packages, and build each from its own
-	@rm -rf $(TARGET)/package "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/coracle-*
+	@if [ -e $(TARGET)/package ]; then \
+		rm -rf $(TARGET)/package $(TARGET)/debug/.fingerprint/coracle-* \
+			"$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/coracle-*; fi
 	CARGO_TARGET_DIR=$(TARGET) cargo package $(PUBLISHED) --allow-dirty
 
 # What a version promises, against the revision named in packaging/semver-baseline.
